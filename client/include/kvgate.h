@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * libkvgate: the KV cache of this machine, shared with other processes through kvgated.
+ * Thread: a client handle and all that hangs on it belong to one thread at a time; open one per thread.
+ * Locks: none, and no threads or signal handlers of its own. Blocks: where a function says so.
+ * Errors: 0 or a negative errno; kvg_last_error() says what happened and what to do, kvg_last_code() the
+ * daemon's code (enum kvg_code). Usable from C99 and C++.
+ */
+#ifndef KVGATE_H
+#define KVGATE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "kvgate-types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define KVG_API __attribute__((visibility("default")))
+
+struct kvg_client; /* one connection: the lock on everything it holds */
+struct kvg_layout; /* a registered layout, owned by its client */
+
+/* Option structs begin with their size; set it with KVG_OPTIONS_INIT, so that they can grow. */
+#define KVG_OPTIONS_INIT(type) {.size = sizeof(struct type)}
+
+/* ---- connection ---- */
+
+struct kvg_options {
+	size_t size;
+	const char *socket;	/* NULL: $KVGATE_SOCKET, then /run/kvgated/kvgated.sock */
+	const char *name;	/* shown in the daemon's log; NULL: the program's name */
+	uint32_t pins;		/* 0: the tenant's limit */
+	int control;		/* no index, no pins: for tools */
+	int timeout_ms;		/* of blocking calls; 0: 10 s, -1: none */
+};
+
+/* Blocks for one round trip. -ECONNREFUSED, -ENOENT: no daemon there; -EPROTO: no common version; -EACCES. */
+KVG_API int kvg_open(const struct kvg_options *o, struct kvg_client **ret);
+/* Everything held is taken back by the daemon. NULL is fine. */
+KVG_API void kvg_close(struct kvg_client *c);
+KVG_API const char *kvg_last_error(const struct kvg_client *c); /* c NULL: of a failed kvg_open, per thread */
+KVG_API int kvg_last_code(const struct kvg_client *c);
+KVG_API const char *kvg_tenant(const struct kvg_client *c);
+KVG_API const char *kvg_version(void);
+
+/* For an event loop: readable when kvg_dispatch() has something to do. Owned by the client. */
+KVG_API int kvg_fd(const struct kvg_client *c);
+/* Takes in replies and events without blocking; runs callbacks. 0, or the error that ended the connection. */
+KVG_API int kvg_dispatch(struct kvg_client *c);
+
+/* ---- layout: what a block looks like, and under which identity ---- */
+
+struct kvg_layout_options {
+	size_t size;
+	const char *model;		/* id, e.g. "Qwen/Qwen3-8B" */
+	const char *revision;		/* "" or a digest of the weights */
+	uint32_t layers, heads;		/* KV heads per layer on this rank */
+	uint32_t k_dim, v_dim;
+	uint32_t dtype;			/* enum kvg_dtype */
+	uint32_t block_tokens;		/* 0: 256 */
+	uint32_t tp_rank, tp_size;	/* size 0: 1 */
+	const char *rope;
+	const char *eviction;		/* settings under which the KV was computed; "" = none */
+	const char *key_namespace;	/* not "": keys are the engine's own 32-byte hashes */
+	const char *gate;		/* name in the daemon's config; "" = none or the client's own */
+	const uint8_t *gate_digest;	/* 32 bytes, with edges: the client scores by itself */
+	const float *edges;		/* band edges, descending; planes = n_edges + 1 */
+	uint32_t n_edges;
+	const uint32_t *ungated_layers;
+	uint32_t n_ungated;
+	uint32_t hidden_dtype;		/* bf16 or f32 when the daemon is to score hidden states */
+	uint64_t opaque_bytes;		/* > 0: opaque blocks */
+};
+struct kvg_layout_info {
+	size_t size;
+	uint32_t id, layers, heads, k_dim, v_dim, dtype, block_tokens, page_bytes;
+	uint32_t n_planes, gated_layers, hidden;
+	uint8_t fingerprint[32], gate_digest[32];
+	float edges[KVG_PLANES_MAX - 1];
+	float floor;
+	uint64_t opaque_bytes;
+};
+/* Blocks for one round trip. -EINVAL with the number that does not add up. Lives as long as the client. */
+KVG_API int kvg_layout(struct kvg_client *c, const struct kvg_layout_options *o,
+	struct kvg_layout **ret);
+KVG_API void kvg_layout_describe(const struct kvg_layout *l, struct kvg_layout_info *ret);
+
+/* ---- keys ---- */
+
+/* Keys of the n_tokens / block_tokens full blocks of a prompt, chained from parent (NULL: a root). Returns their number. */
+KVG_API size_t kvg_key_chain(const struct kvg_layout *l, const struct kvg_key *parent,
+	const uint32_t *tokens, size_t n_tokens, struct kvg_key *ret);
+/* The key of one block of n_tokens tokens (a last, shorter block too). */
+KVG_API void kvg_key_block(const struct kvg_layout *l, const struct kvg_key *parent,
+	const uint32_t *tokens, size_t n_tokens, struct kvg_key *ret);
+
+/* ---- reading: no system call, once the segments that are hit are mapped ---- */
+
+/* A pinned block: it stays readable until kvg_unpin, whatever the daemon does. Plain value. */
+struct kvg_pin {
+	struct kvg_handle handle;
+	uint32_t index;		/* in the pin page */
+	uint8_t mapped;		/* plane bits readable now; fixed while pinned */
+	uint8_t held;		/* plane bits held in any tier */
+	uint16_t n_planes;
+	uint32_t tokens;
+	float retention;	/* share of the block's pairs in `mapped` */
+};
+
+/* 0 and a pin, or -ENOENT (a miss), -ENODATA (holds less than min_retention), -EAGAIN (no pin free). No system call. */
+KVG_API int kvg_lookup_pin(struct kvg_layout *l, const struct kvg_key *key, float min_retention,
+	struct kvg_pin *ret);
+/* Pins the longest prefix of keys that is there; stops at the first miss. Returns the number pinned. No system call. */
+KVG_API size_t kvg_prefix_pin(struct kvg_layout *l, const struct kvg_key *keys, size_t n,
+	float min_retention, struct kvg_pin *ret_pins);
+/* How many leading keys are there, without pinning. No system call. */
+KVG_API size_t kvg_prefix_lookup(struct kvg_layout *l, const struct kvg_key *keys, size_t n);
+/* The same from tokens: keys, pins, and the stored token ids compared. ret_keys may be NULL. May map segments (blocks). */
+KVG_API ssize_t kvg_prefix_pin_tokens(struct kvg_layout *l, const uint32_t *tokens, size_t n_tokens,
+	float min_retention, struct kvg_pin *ret_pins, struct kvg_key *ret_keys);
+KVG_API void kvg_unpin(struct kvg_client *c, const struct kvg_pin *pins, size_t n);
+
+/* One plane of a pinned block. Pointers into read-only shared memory, valid until unpin. */
+struct kvg_plane {
+	uint32_t plane, pairs;
+	const uint32_t *cu;	/* [layers * heads + 1]; run (l, h) = pairs cu[l*H+h] .. cu[l*H+h+1] */
+	const uint16_t *index;	/* [pairs] token index within the block */
+	const uint16_t *score;	/* [pairs] f16, descending within a run; +inf = protected */
+	const void *k, *v;	/* [pairs][k_dim], [pairs][v_dim] */
+	const uint32_t *tokens;	/* plane 0: the block's token ids; else NULL */
+	uint64_t bytes;
+	uint64_t opaque_bytes;	/* opaque blocks: the bytes are at k */
+};
+/* Planes of pin->mapped, best first. Returns their number, or -EBADMSG, -EIO. Maps segments not seen yet (blocks). */
+KVG_API int kvg_planes(struct kvg_layout *l, const struct kvg_pin *pin,
+	struct kvg_plane ret[KVG_PLANES_MAX]);
+/* CRC32C of every mapped plane; reads all bytes. -EBADMSG. */
+KVG_API int kvg_verify(struct kvg_layout *l, const struct kvg_pin *pin);
+
+/* Dense [layers][2][heads][tokens][dim] of one block; pairs that are not there are left untouched. ret_present (may be
+ * NULL): [layers][heads][tokens] bytes, 1 = there. dst_bytes: size of dst. -ENOSPC. */
+KVG_API int kvg_gather_dense(struct kvg_layout *l, const struct kvg_pin *pin, void *dst, size_t dst_bytes,
+	uint8_t *ret_present);
+/*
+ * Flat varlen over a context of n blocks: for every run (l, h) its pairs of all blocks one after another. k: [sum][k_dim],
+ * v: [sum][v_dim], positions: [sum] token positions from the start of pins[0], cu: [layers * heads + 1]. With k NULL only cu
+ * is filled (for sizing). sum_max: rows that fit. -ENOSPC.
+ */
+KVG_API int kvg_gather_flat(struct kvg_layout *l, const struct kvg_pin *pins, size_t n, void *k, void *v,
+	uint32_t *positions, uint32_t *cu, size_t sum_max);
+
+/* ---- selection over pinned planes ---- */
+
+struct kvg_select_options {
+	size_t size;
+	const char *rule;	/* "pair", "layer", "head", "adakv-layer", "kvpress", "absolute" */
+	double retained;
+	float threshold;	/* absolute */
+	uint32_t floor;		/* pairs kept of every (block, layer, head) at least */
+};
+/* ret_len[(block * KVG_PLANES_MAX + plane) * layers * heads + run]: leading pairs of that run that are kept. */
+KVG_API int kvg_select(struct kvg_layout *l, const struct kvg_pin *pins, size_t n,
+	const struct kvg_select_options *o, uint32_t *ret_len);
+
+/* ---- writing ---- */
+
+enum kvg_input { KVG_INPUT_NONE = 0, KVG_INPUT_SCORES = 1, KVG_INPUT_HIDDEN = 2 };
+
+/* A staged block: write kv, scores or hidden, and tokens; then commit. Private to this process until then. */
+struct kvg_stage {
+	uint64_t id;
+	void *kv;		/* [layers][2][heads][tokens][dim] */
+	size_t kv_bytes;
+	void *aux;		/* scores f32 [layers][heads][tokens] (+inf = protected), or hidden [gated layers][tokens][D] */
+	size_t aux_bytes;
+	uint32_t *tokens;	/* [tokens] */
+	uint32_t n_tokens;	/* block_tokens, or fewer after kvg_stage_tokens() */
+};
+/* Reserves up to n stages. Blocks for one round trip. Returns their number (fewer near the quota), -EDQUOT when none. */
+KVG_API ssize_t kvg_stage(struct kvg_layout *l, enum kvg_input input, size_t n, struct kvg_stage *ret);
+/* Repoints kv, aux and tokens for a block of fewer tokens (the packed form of that many). */
+KVG_API int kvg_stage_tokens(struct kvg_layout *l, enum kvg_input input, struct kvg_stage *s,
+	uint32_t n_tokens);
+KVG_API int kvg_abort(struct kvg_client *c, const struct kvg_stage *stages, size_t n);
+
+struct kvg_commit {
+	const struct kvg_stage *stage;
+	struct kvg_key key;
+	const struct kvg_key *parent;	/* NULL: a root */
+};
+struct kvg_commit_result {
+	int code;			/* enum kvg_code: OK and EXISTS mean it is there */
+	struct kvg_handle handle;
+	char error[160];
+};
+/* Blocks until every item is published or refused; items in order, parents before children. 0: look at the results. */
+KVG_API int kvg_commit(struct kvg_client *c, const struct kvg_commit *items, size_t n,
+	struct kvg_commit_result *ret);
+/* The same without waiting: fn runs in kvg_dispatch(). Returns a ticket > 0 or a negative errno. */
+typedef void (*kvg_commit_fn)(void *userdata, int64_t ticket, int error,
+	const struct kvg_commit_result *results, size_t n);
+KVG_API int64_t kvg_commit_start(struct kvg_client *c, const struct kvg_commit *items, size_t n,
+	kvg_commit_fn fn, void *userdata);
+
+/* ---- through the socket: acquire for other tiers, hints, events ---- */
+
+/* Blocks. ret: [n] codes and handles; returns the number acquired. */
+struct kvg_acquired {
+	int code;
+	struct kvg_handle handle;
+	float retention;
+	uint32_t held, mapped;
+};
+KVG_API ssize_t kvg_acquire(struct kvg_layout *l, const struct kvg_key *keys, size_t n,
+	float min_retention, int prefix, struct kvg_acquired *ret);
+KVG_API int kvg_release(struct kvg_client *c, const struct kvg_handle *handles, size_t n);
+KVG_API ssize_t kvg_prefetch(struct kvg_layout *l, const struct kvg_key *keys, size_t n, float retention);
+
+struct kvg_event {
+	int kind; /* 0 lost, 1 committed, 2 shrunk, 3 evicted */
+	const char *tenant;
+	struct kvg_key key;
+	uint32_t layout, held;
+	struct kvg_handle handle;
+	uint64_t bytes, count;
+};
+typedef void (*kvg_event_fn)(void *userdata, const struct kvg_event *e);
+/* events: bits of 1 << kind; fn runs in kvg_dispatch(). Blocks for one round trip. */
+KVG_API int kvg_subscribe(struct kvg_client *c, uint32_t events, kvg_event_fn fn, void *userdata);
+
+/* ---- gates: score where the hidden states are ---- */
+
+struct kvg_gate;
+KVG_API int kvg_gate_open(const char *path, struct kvg_gate **ret);	/* blocks on the file; kvg_last_error(NULL) */
+KVG_API void kvg_gate_close(struct kvg_gate *g);
+KVG_API void kvg_gate_describe(const struct kvg_gate *g, uint32_t *layers, uint32_t *heads, uint32_t *groups,
+	uint32_t *hidden, uint8_t digest[32], uint32_t *n_edges, float edges[KVG_PLANES_MAX - 1]);
+/* x: [tokens][hidden] bf16 or f32 of gated layer `layer`; ret: [heads][tokens]. exact = the reference's rounding. */
+KVG_API int kvg_gate_score(struct kvg_gate *g, uint32_t layer, const void *x, uint32_t dtype,
+	uint32_t tokens, int exact, float *ret);
+
+/* ---- control: one request with its reply as JSON-free counters; kvgatectl is built on these ---- */
+
+struct kvg_policy {
+	size_t size;
+	const char *tenant, *model;	/* NULL: own tenant, its default */
+	float floor;			/* 0: leave */
+	uint64_t host_bytes;		/* 0: leave */
+	float high_watermark, low_watermark;
+	uint64_t host_used;		/* out */
+};
+KVG_API int kvg_policy(struct kvg_client *c, struct kvg_policy *inout);
+
+struct kvg_purge_options {
+	size_t size;
+	const char *tenant;
+	uint32_t layout;		/* 0: all */
+	const struct kvg_key *keys;	/* NULL: all of the layout */
+	size_t n_keys;
+	uint32_t keep_planes;		/* 0: whole blocks */
+};
+struct kvg_purge_result {
+	uint64_t blocks, planes, bytes, pinned;
+};
+KVG_API int kvg_purge(struct kvg_client *c, const struct kvg_purge_options *o,
+	struct kvg_purge_result *ret);
+
+/* Every counter of the tenant (all tenants with `all`, for admins). */
+typedef void (*kvg_counter_fn)(void *userdata, const char *name, const char *tenant, const char *model,
+	const char *tier, int plane, double value);
+KVG_API int kvg_stat(struct kvg_client *c, int all, kvg_counter_fn fn, void *userdata);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cache: tenants, layouts, blocks - everything below the protocol and above memory.
+ * Thread: the control thread owns it; pack workers are inside and report back through the loop.
+ * Locks: none here (the page pool has its own). Blocks: never on clients or disks.
+ * Errors: negative errno for the daemon's own trouble, enum kvg_code for answers to a client.
+ */
+#ifndef KVGATE_DAEMON_CACHE_CACHE_H
+#define KVGATE_DAEMON_CACHE_CACHE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "gates/gate.h"
+#include "proto/key.h"
+#include "proto/kvgate-types.h"
+#include "proto/shm.h"
+
+struct cache;
+struct cache_tenant;
+struct cache_layout;
+struct counters;	/* daemon/base/counters.h */
+struct loop;		/* daemon/base/loop.h */
+
+struct cache_options {
+	struct loop *loop;
+	struct counters *counters;
+	uint64_t host_bytes;		/* all tenants together, pages in use */
+	uint64_t segment_bytes;
+	uint64_t index_slots;		/* per tenant */
+	float high_watermark, low_watermark;	/* of a tenant's quota and of host_bytes */
+	unsigned pack_workers;
+	int numa_node;			/* -1: the kernel's default policy */
+	bool huge_pages;		/* hugetlb when reserved, else THP */
+	bool prefault;			/* fault memory in by a background thread */
+	enum gate_arithmetic arithmetic;
+};
+
+int cache_new(const struct cache_options *o, struct cache **ret);
+struct cache *cache_free(struct cache *c);	/* every session is gone by then */
+
+/* Gates by the name clients give at registration; the cache owns the gate from here on. -EEXIST. */
+int cache_add_gate(struct cache *c, const char *name, struct gate *g);
+/* Gate reload (SIGHUP): names that are gone stay for layouts that use them, but take no new layout. */
+void cache_retire_gates(struct cache *c);
+
+struct cache_limits {
+	uint64_t host_bytes;		/* quota of the tenant */
+	float floor;			/* default retention floor, (0, 1] */
+};
+/* Found by name or made; lives as long as the cache. Limits are taken over in both cases. */
+int cache_tenant_open(struct cache *c, const char *name, const struct cache_limits *l,
+	struct cache_tenant **ret);
+struct cache_tenant *cache_tenant_find(struct cache *c, const char *name);
+struct cache_tenant *cache_tenant_next(struct cache *c, struct cache_tenant *after);	/* NULL = first */
+const char *cache_tenant_name(const struct cache_tenant *t);
+int cache_tenant_index_fd(const struct cache_tenant *t);	/* borrowed, read-only description */
+
+/* ---- layouts ------------------------------------------------------------------------------ */
+
+struct cache_layout_spec {
+	struct layout_identity id;	/* strings borrowed; gate_digest and edges as the client gave them */
+	const char *gate;		/* "" = none, or the client's own digest and edges in id */
+	uint32_t hidden_dtype;		/* 0, bf16 or f32 */
+	const uint32_t *ungated_layers;
+	uint32_t n_ungated;
+};
+/* An equal layout is found again. KVG_CODE_OK, BAD_LAYOUT, BAD_GATE, BAD_ARGUMENT with text in ret_why; QUOTA. */
+int cache_layout_register(struct cache_tenant *t, const struct cache_layout_spec *s,
+	struct cache_layout **ret, char *ret_why, size_t why_size);
+struct cache_layout *cache_layout_get(struct cache_tenant *t, uint32_t id);	/* NULL */
+
+struct cache_layout_info {
+	uint32_t id;
+	struct layout_identity identity;	/* strings borrowed from the layout; edges and digest in force */
+	uint8_t fingerprint[32];
+	const char *gate;
+	const struct gate_info *gate_info;	/* NULL without a daemon-side gate */
+	uint32_t hidden_dtype;
+	uint32_t gated_layers;			/* layers minus ungated */
+	uint32_t page_bytes;
+	float floor;				/* in force now */
+	bool foreign_keys;
+};
+void cache_layout_describe(const struct cache_layout *l, struct cache_layout_info *ret);
+/* Geometry of one stage of this layout. */
+void cache_layout_stage(const struct cache_layout *l, enum stage_input input, uint32_t tokens,
+	struct stage_geometry *ret);
+
+/* ---- pins --------------------------------------------------------------------------------- */
+
+/* A session's pin page as the daemon sees it; attached while the session lives. */
+struct pin_page {
+	const struct kvg_shm_pins *map;	/* shared with the client: read once, clamp */
+	uint32_t n_pins, n_touch;	/* the daemon's own copy of the geometry */
+	uint64_t touch_tail;		/* up to where touches were taken */
+	struct pin_page *next, *prev;	/* the cache's list */
+};
+void cache_pins_attach(struct cache_tenant *t, struct pin_page *p);
+void cache_pins_detach(struct cache_tenant *t, struct pin_page *p);
+
+/* Pins through the socket, by reference count. KVG_CODE_OK, NOT_FOUND, BELOW_RETENTION. */
+struct cache_block_result {
+	struct kvg_handle handle;
+	float retention;
+	uint32_t held, mapped;
+};
+int cache_acquire(struct cache_tenant *t, const struct cache_layout *l, const struct kvg_key *key,
+	float min_retention, struct cache_block_result *ret);
+int cache_release(struct cache_tenant *t, struct kvg_handle h);
+bool cache_present(struct cache_tenant *t, const struct kvg_key *key);	/* counts as a touch */
+
+/* ---- commit ------------------------------------------------------------------------------- */
+
+/* Staging memory of one session. Referenced by the session and by every job in flight; unmapped by the last. */
+struct staging;
+int staging_new(uint64_t bytes, struct staging **ret);	/* sealed memfd, mapped here */
+struct staging *staging_ref(struct staging *s);
+struct staging *staging_unref(struct staging *s);
+int staging_fd(const struct staging *s);		/* borrowed, for the client: read-write */
+uint64_t staging_bytes(const struct staging *s);
+/* A run of bytes (4 KiB multiples). -ENOSPC. Owner: the control thread. Free punches the pages out. */
+int staging_alloc(struct staging *s, uint64_t bytes, uint64_t *ret_offset);
+void staging_release(struct staging *s, uint64_t offset, uint64_t bytes);
+
+struct cache_commit {
+	struct cache_layout *layout;
+	struct staging *staging;	/* referenced by the job until done */
+	uint64_t offset;		/* of the stage */
+	enum stage_input input;
+	uint32_t tokens;
+	bool token_ids;
+	bool has_parent;
+	struct kvg_key key, parent;
+};
+struct cache_commit_result {
+	int code;			/* enum kvg_code */
+	struct kvg_handle handle;	/* with OK and EXISTS */
+	char error[160];
+};
+typedef void (*cache_commit_fn)(void *userdata, const struct cache_commit_result *r);
+struct cache_job;
+/*
+ * Starts one commit; done runs later on the control thread, exactly once, in the order of submission for
+ * commits of one layout whose parent is still in flight (a child waits for its parent's job). A job that
+ * was cancelled still runs to its end but calls nobody. *ret_job is valid until done or cancelled.
+ */
+int cache_commit(struct cache_tenant *t, const struct cache_commit *c, cache_commit_fn done,
+	void *userdata, struct cache_job **ret_job);
+void cache_commit_cancel(struct cache_job *j);
+
+/* ---- reading, shrinking, policy ------------------------------------------------------------- */
+
+struct cache_plane_info {
+	uint32_t pairs, segment, page;
+	uint64_t bytes;
+	uint8_t tier;
+	double value;
+	bool verified;
+};
+struct cache_block_info {
+	struct kvg_key key, parent;
+	bool has_parent;
+	uint32_t layout, tokens, depth, pins, children, n_planes;
+	struct kvg_handle handle;
+	float retention;
+	uint64_t bytes;
+	double value;
+	struct cache_plane_info plane[KVG_PLANES_MAX];
+};
+/* Walks blocks: *cursor 0 starts, 0 again at the end. layout 0 = all. False when there is no further one. */
+bool cache_list_next(struct cache_tenant *t, uint32_t layout, uint64_t *cursor,
+	struct cache_block_info *ret);
+int cache_inspect(struct cache_tenant *t, const struct kvg_key *key, bool verify,
+	struct cache_block_info *ret);	/* KVG_CODE_OK, NOT_FOUND */
+
+struct cache_purge_result {
+	uint64_t blocks, planes, bytes, pinned;
+};
+/* keep_planes 0: whole blocks with everything below them. key NULL: all of the layout (0 = all layouts). */
+void cache_purge(struct cache_tenant *t, uint32_t layout, const struct kvg_key *key,
+	uint32_t keep_planes, struct cache_purge_result *ret);
+
+struct cache_policy {
+	float floor;
+	uint64_t host_bytes;
+	float high_watermark, low_watermark;
+	uint64_t host_used;	/* read only */
+};
+/* model "" = the tenant's default. Zero fields leave what is. KVG_CODE_OK, BAD_ARGUMENT with text. */
+int cache_policy_set(struct cache_tenant *t, const char *model, const struct cache_policy *p,
+	char *ret_why, size_t why_size);
+void cache_policy_get(const struct cache_tenant *t, const char *model, struct cache_policy *ret);
+/* Models with a floor of their own, i = 0, 1, ...; NULL at the end. */
+const char *cache_policy_model(const struct cache_tenant *t, unsigned i, float *ret_floor);
+
+/* ---- events ------------------------------------------------------------------------------- */
+
+struct cache_event {
+	int kind;		/* 1 committed, 2 shrunk, 3 evicted: Kvgate__V1__EventKind */
+	struct cache_tenant *tenant;
+	struct kvg_key key;
+	uint32_t layout;
+	struct kvg_handle handle;
+	uint32_t held;
+	uint64_t bytes;
+};
+typedef void (*cache_event_fn)(void *userdata, const struct cache_event *e);
+void cache_on_event(struct cache *c, cache_event_fn fn, void *userdata);
+
+/* ---- segments ------------------------------------------------------------------------------ */
+
+struct cache_segment_info {
+	uint32_t id, page_shift;
+	uint8_t tier;
+	uint64_t bytes;
+	int fd;			/* borrowed, read-only description */
+};
+int cache_segment_get(struct cache_tenant *t, uint32_t id, struct cache_segment_info *ret);	/* -ENOENT */
+
+#endif

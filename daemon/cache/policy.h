@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * policy: what goes first under pressure - one value for every (block, plane).
+ * Thread: one owner, the control thread. Locks: none. Blocks: never. Errors: -ENOMEM.
+ *
+ * value = chance of reuse (recency, frequency, place in the prefix tree) x attention mass of the plane
+ * / its bytes. A block is worth nothing without its ancestors, so whole blocks go leaf before root, and
+ * planes of a block go last to first. Knows nothing of memory: the trace replay drives the same code.
+ */
+#ifndef KVGATE_DAEMON_CACHE_POLICY_H
+#define KVGATE_DAEMON_CACHE_POLICY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/shm.h"
+
+struct policy;
+
+/* Embedded in what it orders; the fields above the line are the caller's to set before policy_insert. */
+struct policy_node {
+	struct policy_node *parent;		/* NULL at a root; must be in the policy */
+	uint64_t key_hash;			/* first 8 bytes of the block's key, for the memory of what was evicted */
+	uint32_t n_planes;
+	uint32_t droppable_from;		/* planes >= this may go on their own (floor); n_planes = none */
+	uint64_t bytes[KVG_PLANES_MAX];		/* as charged, i.e. in whole pages */
+	float mass[KVG_PLANES_MAX];		/* share of the block's attention mass, sums to 1 */
+	/* ---- the policy's own ---- */
+	uint32_t held;				/* planes 0..held-1 are there */
+	uint32_t children;			/* nodes whose parent this is */
+	uint64_t private_[12];			/* history, position in the order */
+};
+
+int policy_new(struct policy **ret);
+struct policy *policy_free(struct policy *p);	/* nodes need not be removed first */
+
+int policy_insert(struct policy *p, struct policy_node *n);
+/* The block was read: one reader's hit. Called for every block of a prefix, root first. */
+void policy_touch(struct policy *p, struct policy_node *n);
+/* The block left for a reason other than the policy (purge, corruption), or was taken as a victim. Children must be gone. */
+void policy_remove(struct policy *p, struct policy_node *n, bool remember);
+/* Planes from `held` on are gone. */
+void policy_shrink(struct policy *p, struct policy_node *n, uint32_t held);
+/* The floor changed. */
+void policy_set_droppable(struct policy *p, struct policy_node *n, uint32_t droppable_from);
+
+/*
+ * The least valuable thing that may go: *ret_keep = planes that stay (0 = the whole block; then it has no
+ * children). Returns NULL when nothing may go. Does not change the order; the caller shrinks, removes or defers.
+ */
+struct policy_node *policy_victim(struct policy *p, uint32_t *ret_keep);
+/* The victim was pinned: treat it as just used, without counting a hit. */
+void policy_defer(struct policy *p, struct policy_node *n);
+
+/* For people: value of the plane now. */
+double policy_value(const struct policy *p, const struct policy_node *n, uint32_t plane);
+
+#endif
