@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Pressure takes the least important pairs first where it may, whole blocks leaf before root where it may not. */
+#include <assert.h>
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "tests/lib/harness.h"
+
+#define CHAINS 40
+#define BLOCKS 8
+
+/* 128 KiB of KV a block; 40 x 8 of them are 40 MiB and more, in 16 MiB. */
+static const struct test_model model = {
+	.name = "pressed",
+	.layers = 8,
+	.heads = 4,
+	.k_dim = 16,
+	.v_dim = 16,
+	.dtype = KVG_DTYPE_BF16,
+	.tokens = 64,
+	.n_planes = 5,
+};
+
+static void start(struct daemon_process *d, const char *floor)
+{
+	char config[512];
+
+	snprintf(config, sizeof(config),
+		"[memory]\nhost_bytes = 16MiB\nsegment_bytes = 4MiB\nindex_slots = 65536\nfloor = %s\n", floor);
+	daemon_start(d, config);
+}
+
+struct seen {
+	size_t blocks;	  /* found, counted along each chain */
+	size_t partial;	  /* of them with less than all pairs */
+	float least;	  /* retention */
+	unsigned missing; /* chains with a hole: a later block there, an earlier one not */
+};
+
+static void look(struct kvg_client *c, struct kvg_layout *l, struct seen *ret)
+{
+	struct seen s = {.least = 1.f};
+
+	for (int i = 0; i < CHAINS; i++) {
+		struct kvg_key keys[BLOCKS];
+		struct kvg_pin pins[BLOCKS];
+		size_t n;
+
+		chain_keys(l, &model, 1000u * (uint64_t)i, BLOCKS, keys);
+		n = kvg_prefix_pin(l, keys, BLOCKS, 0.f, pins);
+		for (size_t b = 0; b < n; b++) {
+			uint64_t pairs = content_compare(&model, 1000u * (uint64_t)i + b, l, &pins[b]);
+			float share = (float)pairs / (float)(model.layers * model.heads * model.tokens);
+
+			assert_true(share > pins[b].retention - 1e-4f && share < pins[b].retention + 1e-4f);
+			s.partial += pins[b].retention < 1.f;
+			if (pins[b].retention < s.least)
+				s.least = pins[b].retention;
+		}
+		kvg_unpin(c, pins, n);
+		s.blocks += n;
+		for (size_t b = n; b < BLOCKS; b++)
+			s.missing += kvg_prefix_lookup(l, &keys[b], 1) != 0;
+	}
+	*ret = s;
+}
+
+static void put_all(struct kvg_client *c, struct kvg_layout *l)
+{
+	struct kvg_key keys[BLOCKS];
+
+	for (int i = 0; i < CHAINS; i++)
+		assert_int_equal(chain_put(c, l, &model, 1000u * (uint64_t)i, BLOCKS, keys), KVG_CODE_OK);
+}
+
+static void test_floor_takes_planes(void **state)
+{
+	struct daemon_process d;
+	struct kvg_client *c;
+	struct kvg_layout *l;
+	struct seen s;
+
+	(void)state;
+	start(&d, "0.2");
+	c = client_open(&d);
+	l = model_register(c, &model);
+	put_all(c, l);
+	look(c, l, &s);
+	/* 40 MiB in 16: most blocks are still there, holding a part; none less than the floor */
+	assert_true(s.blocks > CHAINS * BLOCKS * 3 / 4);
+	assert_true(s.partial > s.blocks / 2);
+	assert_true(s.least >= .2f - 1e-4f);
+	assert_int_equal(s.missing, 0);
+	assert_true(client_counter(c, "kvgate_evicted_planes_total") > 0);
+	assert_true(client_counter(c, "kvgate_bytes") <= 16 << 20);
+	assert_true(client_counter(c, "kvgate_resident_bytes") <= 16 << 20);
+	kvg_close(c);
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
+static void test_lossless_takes_blocks(void **state)
+{
+	struct daemon_process d;
+	struct kvg_client *c;
+	struct kvg_layout *l;
+	struct seen s;
+
+	(void)state;
+	start(&d, "1.0");
+	c = client_open(&d);
+	l = model_register(c, &model);
+	put_all(c, l);
+	look(c, l, &s);
+	assert_true(s.blocks > 0 && s.blocks < CHAINS * BLOCKS / 2);
+	assert_int_equal(s.partial, 0);
+	assert_int_equal(s.missing, 0); /* a child never outlives its parent */
+	assert_true(client_counter(c, "kvgate_evicted_blocks_total") > 0);
+	kvg_close(c);
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
+static void test_pinned_stays(void **state)
+{
+	struct daemon_process d;
+	struct kvg_client *c, *other;
+	struct kvg_layout *l, *ol;
+	struct kvg_key keys[BLOCKS];
+	struct kvg_pin pins[BLOCKS];
+
+	(void)state;
+	start(&d, "0.2");
+	c = client_open(&d);
+	l = model_register(c, &model);
+	assert_int_equal(chain_put(c, l, &model, 77777, BLOCKS, keys), KVG_CODE_OK);
+	assert_int_equal(kvg_prefix_pin(l, keys, BLOCKS, 1.f, pins), BLOCKS);
+	other = client_open(&d);
+	ol = model_register(other, &model);
+	put_all(other, ol);
+	for (size_t b = 0; b < BLOCKS; b++)
+		assert_int_equal(content_compare(&model, 77777 + b, l, &pins[b]),
+			model.layers * model.heads * model.tokens);
+	kvg_unpin(c, pins, BLOCKS);
+	kvg_close(other);
+	kvg_close(c);
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
+/* A reader who demands more than there is gets a miss, not less. */
+static void test_minimum_retention(void **state)
+{
+	struct daemon_process d;
+	struct kvg_client *c;
+	struct kvg_layout *l;
+	struct kvg_key key;
+	struct kvg_pin pin;
+	struct kvg_purge_options o = KVG_OPTIONS_INIT(kvg_purge_options);
+	struct kvg_purge_result r;
+
+	(void)state;
+	start(&d, "1.0");
+	c = client_open(&d);
+	l = model_register(c, &model);
+	assert_int_equal(chain_put(c, l, &model, 1, 1, &key), KVG_CODE_OK);
+	assert_int_equal(kvg_lookup_pin(l, &key, 1.f, &pin), 0);
+	kvg_unpin(c, &pin, 1);
+	o.keep_planes = 2;
+	assert_int_equal(kvg_purge(c, &o, &r), 0);
+	assert_int_equal(r.planes, model.n_planes - 2);
+	assert_int_equal(kvg_lookup_pin(l, &key, 1.f, &pin), -ENODATA);
+	assert_int_equal(kvg_lookup_pin(l, &key, .1f, &pin), 0);
+	assert_true(pin.retention > .2f && pin.retention < .6f);
+	kvg_unpin(c, &pin, 1);
+	kvg_close(c);
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_floor_takes_planes),
+		cmocka_unit_test(test_lossless_takes_blocks),
+		cmocka_unit_test(test_pinned_stays),
+		cmocka_unit_test(test_minimum_retention),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Quotas: a refusal is an ordinary answer, hits only who asked, and what was freed can be used again. */
+#include <assert.h>
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "tests/lib/harness.h"
+
+#define UID_A 61001
+#define UID_B 61002
+
+static const char config[] = "[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n"
+			     "[tenant small]\nuids = 61001\nhost_bytes = 8MiB\nstaging_bytes = 1MiB\n"
+			     "sessions = 2\npins = 16\n";
+
+static int staging(void *arg)
+{
+	struct kvg_client *c = client_open(arg);
+	struct kvg_layout *l = model_register(c, &model_small);
+	struct kvg_stage s[512];
+	ssize_t got = 0, n;
+
+	while ((n = kvg_stage(l, KVG_INPUT_SCORES, 100, s + got)) > 0 && got < 400)
+		got += n;
+	if (n != -EDQUOT || got == 0 || kvg_last_code(c) != KVG_CODE_QUOTA)
+		return 1;
+	if (kvg_abort(c, s, (size_t)got)) /* given back: the same again */
+		return 2;
+	n = kvg_stage(l, KVG_INPUT_SCORES, 1, s);
+	kvg_close(c);
+	return n == 1 ? 0 : 3;
+}
+
+static int sessions(void *arg)
+{
+	const struct daemon_process *d = arg;
+	struct kvg_options o = KVG_OPTIONS_INIT(kvg_options);
+	struct kvg_client *a = client_open(d), *b = client_open(d), *c = NULL;
+	int r;
+
+	o.socket = d->socket;
+	r = kvg_open(&o, &c);
+	if (r == 0 || !strstr(kvg_last_error(NULL), "session"))
+		return 1;
+	kvg_close(b);
+	for (int i = 0; i < 100 && (r = kvg_open(&o, &c)) != 0; i++)
+		;
+	kvg_close(a);
+	return r ? 2 : 0;
+}
+
+static int pins(void *arg)
+{
+	struct kvg_client *c = client_open(arg);
+	struct kvg_layout *l = model_register(c, &model_small);
+	struct kvg_key key;
+	struct kvg_pin pin[64];
+	int n = 0;
+
+	if (chain_put(c, l, &model_small, 5, 1, &key) != KVG_CODE_OK)
+		return 1;
+	while (n < 64 && kvg_lookup_pin(l, &key, 0.f, &pin[n]) == 0)
+		n++;
+	if (n != 16 || kvg_lookup_pin(l, &key, 0.f, &pin[n]) != -EAGAIN)
+		return 2;
+	kvg_unpin(c, &pin[3], 1);
+	if (kvg_lookup_pin(l, &key, 0.f, &pin[3]))
+		return 3;
+	kvg_unpin(c, pin, 16);
+	return 0;
+}
+
+/* The tenant's own quota evicts the tenant's own blocks; the neighbour keeps all of its. */
+static int fill(void *arg)
+{
+	struct kvg_client *c = client_open(arg);
+	struct kvg_layout *l = model_register(c, &model_small);
+	struct kvg_key key;
+
+	for (uint64_t i = 0; i < 1500; i++)
+		if (chain_put(c, l, &model_small, 10000 + i, 1, &key) != KVG_CODE_OK)
+			return 1;
+	return client_counter(c, "kvgate_bytes") <= 8 << 20 &&
+			       client_counter(c, "kvgate_evicted_blocks_total") > 0 ?
+		0 :
+		2;
+}
+
+static int keep(void *arg)
+{
+	struct kvg_client *c = client_open(arg);
+	struct kvg_layout *l = model_register(c, &model_small);
+	struct kvg_key keys[50];
+
+	return chain_put(c, l, &model_small, 1, 50, keys) == KVG_CODE_OK ? 0 : 1;
+}
+
+static int kept(void *arg)
+{
+	struct kvg_client *c = client_open(arg);
+	struct kvg_layout *l = model_register(c, &model_small);
+	struct kvg_key keys[50];
+
+	chain_keys(l, &model_small, 1, 50, keys);
+	return kvg_prefix_lookup(l, keys, 50) == 50 ? 0 : 1;
+}
+
+static void test_quotas(void **state)
+{
+	struct daemon_process d;
+
+	(void)state;
+	if (!can_change_user())
+		skip();
+	daemon_start(&d, config);
+	assert_int_equal(child_run(UID_A, staging, &d), 0);
+	assert_int_equal(child_run(UID_A, sessions, &d), 0);
+	assert_int_equal(child_run(UID_A, pins, &d), 0);
+	assert_int_equal(child_run(UID_B, keep, &d), 0);
+	assert_int_equal(child_run(UID_A, fill, &d), 0);
+	assert_int_equal(child_run(UID_B, kept, &d), 0);
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
+/* Everything pinned: a commit is refused with NO_SPACE, and works again after the pins are gone. */
+static void test_all_pinned(void **state)
+{
+	struct daemon_process d;
+	struct kvg_client *c;
+	struct kvg_layout *l;
+	struct kvg_key key;
+	static struct kvg_pin pin[4096];
+	size_t n = 0;
+	int code;
+
+	(void)state;
+	daemon_start(&d, "[memory]\nhost_bytes = 8MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n");
+	c = client_open(&d);
+	l = model_register(c, &model_small);
+	while (n < 4096 && (code = chain_put(c, l, &model_small, n, 1, &key)) == KVG_CODE_OK) {
+		assert_int_equal(kvg_lookup_pin(l, &key, 1.f, &pin[n]), 0);
+		n++;
+	}
+	assert_true(n > 50 && n < 4096);
+	assert_true(code == KVG_CODE_NO_SPACE || code == KVG_CODE_QUOTA);
+	for (size_t i = 0; i < n; i++)
+		content_compare(&model_small, i, l, &pin[i]);
+	kvg_unpin(c, pin, n);
+	assert_int_equal(chain_put(c, l, &model_small, 9999, 1, &key), KVG_CODE_OK);
+	kvg_close(c);
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_quotas),
+		cmocka_unit_test(test_all_pinned),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
