@@ -447,6 +447,26 @@ static void test_ties(void **state)
 	assert_memory_equal(keep, head, 8);
 }
 
+/* -0 and +0 are one score, in f32 and in f16. */
+static void test_zeros_are_equal(void **state)
+{
+	const float scores[6] = {-0.f, 0, -0.f, 0, -1, 0};
+	const uint8_t want[6] = {1, 1, 1, 0, 0, 0};
+	struct context c = {
+		.layers = 1, .heads = 1, .tokens = 6, .block_tokens = 2, .scores = scores};
+	struct select_params p = {.rule = SELECT_HEAD, .retained = .5};
+	uint8_t keep[6], *by_planes;
+
+	(void)state;
+	assert_int_equal(select_dense(&p, scores, 1, 1, 6, keep), 0);
+	assert_memory_equal(keep, want, 6);
+	context_build(&c);
+	by_planes = select_by_planes(&c, &p);
+	assert_memory_equal(by_planes, want, 6);
+	free(by_planes);
+	context_free(&c);
+}
+
 static void test_protected_takes_no_part(void **state)
 {
 	float scores[20], with[24];
@@ -562,6 +582,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_planes_like_dense),
 		cmocka_unit_test(test_known_answers),
 		cmocka_unit_test(test_ties),
+		cmocka_unit_test(test_zeros_are_equal),
 		cmocka_unit_test(test_protected_takes_no_part),
 		cmocka_unit_test(test_window),
 		cmocka_unit_test(test_decode),
