@@ -13,7 +13,8 @@
 
 #include <openssl/evp.h>
 
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "token ids are hashed as they lie in memory");
+static_assert(
+	__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "token ids are hashed as they lie in memory");
 
 struct key_hasher {
 	EVP_MD *md;
@@ -87,7 +88,8 @@ void key_chain(struct key_hasher *h, const struct kvg_key *parent, const uint8_t
 	const uint32_t *tokens, uint32_t block_tokens, uint32_t n_blocks, struct kvg_key *ret)
 {
 	for (uint32_t i = 0; i < n_blocks; i++) {
-		key_block(h, parent, fingerprint, tokens + (size_t)i * block_tokens, block_tokens, &ret[i]);
+		key_block(h, parent, fingerprint, tokens + (size_t)i * block_tokens, block_tokens,
+			&ret[i]);
 		parent = &ret[i];
 	}
 }

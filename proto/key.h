@@ -24,14 +24,14 @@ void key_chain(struct key_hasher *h, const struct kvg_key *parent, const uint8_t
  */
 struct layout_identity {
 	struct kv_shape shape;
-	const char *model;		/* model id, never empty */
+	const char *model; /* model id, never empty */
 	const char *revision;
-	const char *rope;		/* rope settings as the engine writes them */
-	const char *eviction;		/* settings under which the KV was computed, "" = none */
-	const char *key_namespace;	/* not "": foreign keys, from this namespace */
+	const char *rope;          /* rope settings as the engine writes them */
+	const char *eviction;      /* settings under which the KV was computed, "" = none */
+	const char *key_namespace; /* not "": foreign keys, from this namespace */
 	uint32_t tp_rank, tp_size;
-	uint8_t gate_digest[32];	/* zeros: no gate */
-	uint32_t n_edges;		/* band edges, descending scores; planes = n_edges + 1 */
+	uint8_t gate_digest[32]; /* zeros: no gate */
+	uint32_t n_edges;        /* band edges, descending scores; planes = n_edges + 1 */
 	float edges[KVG_PLANES_MAX - 1];
 };
 

@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-#define KVG_KEY_BYTES 32
+#define KVG_KEY_BYTES  32
 #define KVG_PLANES_MAX 8 /* planes of one block */
 
 /* Identity of a block: SHA-256 over parent, layout and tokens, or an engine's own 32-byte hash. */
@@ -42,8 +42,11 @@ enum kvg_code {
 	KVG_CODE_LIMIT_ = 0x7fffffff
 };
 
-__attribute__((visibility("default"))) const char *kvg_code_name(int code);  /* "BAD_LAYOUT"; "UNKNOWN" for a number from a newer daemon */
-__attribute__((visibility("default"))) const char *kvg_code_prose(int code); /* what it means and what to do */
+#define KVG_TYPES_API __attribute__((visibility("default")))
+/* "BAD_LAYOUT"; "UNKNOWN" for a number from a newer daemon. */
+KVG_TYPES_API const char *kvg_code_name(int code);
+/* What it means and what to do. */
+KVG_TYPES_API const char *kvg_code_prose(int code);
 
 #ifdef __cplusplus
 }

@@ -19,8 +19,8 @@ static uint64_t align_up(uint64_t n)
 	return (n + KVG_PLANE_ALIGN - 1) & ~(uint64_t)(KVG_PLANE_ALIGN - 1);
 }
 
-void plane_geometry(uint32_t runs, uint32_t pairs, uint32_t n_token_ids, uint32_t k_row, uint32_t v_row,
-	uint64_t opaque_bytes, struct plane_geometry *ret)
+void plane_geometry(uint32_t runs, uint32_t pairs, uint32_t n_token_ids, uint32_t k_row,
+	uint32_t v_row, uint64_t opaque_bytes, struct plane_geometry *ret)
 {
 	struct plane_geometry g = {.cu_off = KVG_PLANE_HEADER_BYTES};
 
@@ -33,10 +33,25 @@ void plane_geometry(uint32_t runs, uint32_t pairs, uint32_t n_token_ids, uint32_
 	*ret = g;
 }
 
-/* An opaque plane's byte count is what its geometry leaves: stored in k_row (low) and v_row (high). */
+/* Of an opaque plane: stored in k_row (low) and v_row (high). */
 static uint64_t opaque_bytes(const struct kvg_plane_header *h)
 {
 	return (h->flags & KVG_PLANE_OPAQUE) ? (uint64_t)h->v_row << 32 | h->k_row : 0;
+}
+
+/* Bounded before they are multiplied: whoever can compute a CRC can write any header. */
+static bool rows_valid(const struct kvg_plane_header *h)
+{
+	return h->runs && h->runs <= (uint32_t)KVG_LAYERS_MAX * KVG_HEADS_MAX &&
+		h->pairs <= (uint64_t)h->runs * h->tokens && h->k_row &&
+		h->k_row <= KVG_ROW_BYTES_MAX && h->v_row && h->v_row <= KVG_ROW_BYTES_MAX;
+}
+
+static bool opaque_valid(const struct kvg_plane_header *h)
+{
+	uint64_t bytes = opaque_bytes(h);
+
+	return !h->runs && !h->pairs && h->n_planes == 1 && bytes && bytes <= KVG_BLOCK_BYTES_MAX;
 }
 
 int plane_open(const void *payload, uint64_t avail, struct plane_view *ret)
@@ -44,20 +59,22 @@ int plane_open(const void *payload, uint64_t avail, struct plane_view *ret)
 	struct kvg_plane_header h;
 	struct plane_geometry g;
 	const uint8_t *p = payload;
+	uint64_t pad;
 	bool opaque;
 
 	if (avail < KVG_PLANE_HEADER_BYTES)
 		return -EBADMSG;
 	memcpy(&h, p, sizeof(h));
+	memcpy(&pad, p + sizeof(h), sizeof(pad));
 	if (memcmp(h.magic, KVG_PLANE_MAGIC, sizeof(h.magic)) || h.version != KVG_SHM_VERSION ||
-		h.header_crc != crc32c(0, &h, offsetof(struct kvg_plane_header, header_crc)))
+		h.header_crc != crc32c(0, &h, offsetof(struct kvg_plane_header, header_crc)) || pad)
+		return -EBADMSG;
+	if ((h.flags & ~KVG_PLANE_OPAQUE) || !h.n_planes || h.n_planes > KVG_PLANES_MAX ||
+		h.plane >= h.n_planes || !h.tokens || h.tokens > KVG_TOKENS_MAX ||
+		(h.n_token_ids && h.n_token_ids != h.tokens))
 		return -EBADMSG;
 	opaque = h.flags & KVG_PLANE_OPAQUE;
-	if ((h.flags & ~KVG_PLANE_OPAQUE) || h.n_planes == 0 || h.n_planes > KVG_PLANES_MAX ||
-		h.plane >= h.n_planes || h.tokens > KVG_TOKENS_MAX ||
-		(h.n_token_ids && h.n_token_ids != h.tokens) ||
-		h.runs > (uint32_t)KVG_LAYERS_MAX * KVG_HEADS_MAX ||
-		h.pairs > (uint64_t)h.runs * h.tokens || (opaque && (h.runs || h.pairs)))
+	if (opaque ? !opaque_valid(&h) : !rows_valid(&h))
 		return -EBADMSG;
 	plane_geometry(h.runs, h.pairs, h.n_token_ids, opaque ? 0 : h.k_row, opaque ? 0 : h.v_row,
 		opaque_bytes(&h), &g);

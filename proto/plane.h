@@ -10,18 +10,18 @@
 
 /* Offsets of the sections from the start of the payload, each a multiple of KVG_PLANE_ALIGN. */
 struct plane_geometry {
-	uint64_t cu_off;	/* u32 [runs + 1] */
-	uint64_t ids_off;	/* u32 [n_token_ids] */
-	uint64_t index_off;	/* u16 [pairs] token index within the block */
-	uint64_t score_off;	/* u16 [pairs] f16 bits */
-	uint64_t k_off;		/* [pairs] rows; opaque: the bytes */
+	uint64_t cu_off;    /* u32 [runs + 1] */
+	uint64_t ids_off;   /* u32 [n_token_ids] */
+	uint64_t index_off; /* u16 [pairs] token index within the block */
+	uint64_t score_off; /* u16 [pairs] f16 bits */
+	uint64_t k_off;     /* [pairs] rows; opaque: the bytes */
 	uint64_t v_off;
 	uint64_t bytes;
 };
 
 /* opaque_bytes > 0: runs and pairs are 0 and the bytes lie at k_off. Cannot fail: inputs are checked shapes. */
-void plane_geometry(uint32_t runs, uint32_t pairs, uint32_t n_token_ids, uint32_t k_row, uint32_t v_row,
-	uint64_t opaque_bytes, struct plane_geometry *ret);
+void plane_geometry(uint32_t runs, uint32_t pairs, uint32_t n_token_ids, uint32_t k_row,
+	uint32_t v_row, uint64_t opaque_bytes, struct plane_geometry *ret);
 
 /*
  * Where everything is in a payload, after the header was copied and checked against `avail` bytes.
@@ -30,7 +30,7 @@ void plane_geometry(uint32_t runs, uint32_t pairs, uint32_t n_token_ids, uint32_
 struct plane_view {
 	uint32_t plane, runs, tokens, pairs, n_token_ids, k_row, v_row;
 	bool opaque;
-	uint64_t opaque_bytes;	/* at k, when opaque */
+	uint64_t opaque_bytes; /* at k, when opaque */
 	uint64_t bytes;
 	uint32_t body_crc;
 	const uint32_t *cu;

@@ -147,7 +147,8 @@ void stage_geometry(const struct kv_shape *s, const struct stage_format *f, uint
 	if (f->input == STAGE_INPUT_SCORES)
 		g.aux_bytes = (uint64_t)shape_runs(s) * tokens * sizeof(float);
 	else if (f->input == STAGE_INPUT_HIDDEN)
-		g.aux_bytes = (uint64_t)f->gated_layers * tokens * f->hidden * dtype_bytes(f->hidden_dtype);
+		g.aux_bytes = (uint64_t)f->gated_layers * tokens * f->hidden *
+			dtype_bytes(f->hidden_dtype);
 	g.aux_off = align64(g.kv_bytes);
 	g.tokens_off = g.aux_off + align64(g.aux_bytes);
 	g.tokens_bytes = (uint64_t)tokens * sizeof(uint32_t);

@@ -13,17 +13,18 @@
 #include "proto/kvgate-types.h"
 
 /* Limits a client can choose up to. Each has a reason. */
-#define KVG_LAYERS_MAX 1024		/* eight times the deepest model known */
-#define KVG_HEADS_MAX 1024		/* KV heads of one layer on one rank */
-#define KVG_DIM_MAX 4096		/* one head's K or V row, in elements */
-#define KVG_TOKENS_MAX 65535		/* the token index of a pair is a u16 */
-#define KVG_BLOCK_BYTES_MAX (1ull << 30) /* one block must fit a segment */
-#define KVG_HIDDEN_MAX 65536		/* hidden size of a gated model */
+#define KVG_LAYERS_MAX      1024               /* eight times the deepest model known */
+#define KVG_HEADS_MAX       1024               /* KV heads of one layer on one rank */
+#define KVG_DIM_MAX         4096               /* one head's K or V row, in elements */
+#define KVG_ROW_BYTES_MAX   (KVG_DIM_MAX * 4u) /* the same in bytes, of the widest dtype */
+#define KVG_TOKENS_MAX      65535              /* the token index of a pair is a u16 */
+#define KVG_BLOCK_BYTES_MAX (1ull << 30)       /* one block must fit a segment */
+#define KVG_HIDDEN_MAX      65536              /* hidden size of a gated model */
 
 /* Bytes of one element, 0 for an unknown dtype. */
 size_t dtype_bytes(uint32_t dtype);
-const char *dtype_name(uint32_t dtype);		/* "bf16"; NULL when unknown */
-uint32_t dtype_from_name(const char *name);	/* 0 when unknown */
+const char *dtype_name(uint32_t dtype);     /* "bf16"; NULL when unknown */
+uint32_t dtype_from_name(const char *name); /* 0 when unknown */
 
 /* IEEE half <-> float, round to nearest even; NaN stays NaN. */
 uint16_t f16_from_f32(float f);
@@ -43,13 +44,13 @@ uint16_t bf16_from_f32(float f);
  * then its V rows [heads][tokens][v_dim]. An opaque block (opaque_bytes > 0) has no rows.
  */
 struct kv_shape {
-	uint32_t layers;	/* L */
-	uint32_t heads;		/* H, KV heads per layer on this rank */
-	uint32_t tokens;	/* T, tokens of a full block */
+	uint32_t layers; /* L */
+	uint32_t heads;  /* H, KV heads per layer on this rank */
+	uint32_t tokens; /* T, tokens of a full block */
 	uint32_t k_dim;
 	uint32_t v_dim;
-	uint32_t dtype;		/* enum kvg_dtype */
-	uint64_t opaque_bytes;	/* > 0: a block is this many bytes of the engine's own layout */
+	uint32_t dtype;        /* enum kvg_dtype */
+	uint64_t opaque_bytes; /* > 0: a block is this many bytes of the engine's own layout */
 };
 
 /* 0, or -EINVAL and *ret_why (static text saying what to change). Checks every product for overflow. */
@@ -72,9 +73,9 @@ uint64_t shape_kv_bytes(const struct kv_shape *s, uint32_t tokens);
 
 /* What a worker puts beside the KV bytes. */
 enum stage_input {
-	STAGE_INPUT_NONE = 0,	/* no scores: every pair is protected, one plane */
-	STAGE_INPUT_SCORES = 1,	/* f32 [layers][heads][tokens]; +inf = protected; NaN, -inf refused */
-	STAGE_INPUT_HIDDEN = 2,	/* [gated layers][tokens][hidden] bf16 or f32, scored by the daemon's gate */
+	STAGE_INPUT_NONE = 0,   /* no scores: every pair is protected, one plane */
+	STAGE_INPUT_SCORES = 1, /* f32 [L][H][T]; +inf = protected; NaN, -inf refused */
+	STAGE_INPUT_HIDDEN = 2, /* [gated layers][T][hidden], for the daemon's gate to score */
 };
 
 /*
@@ -85,17 +86,17 @@ struct stage_geometry {
 	uint64_t kv_off, kv_bytes;
 	uint64_t aux_off, aux_bytes;
 	uint64_t tokens_off, tokens_bytes;
-	uint64_t total;		/* multiple of 4096 */
+	uint64_t total; /* multiple of 4096 */
 };
 
 struct stage_format {
 	enum stage_input input;
-	uint32_t gated_layers;	/* with STAGE_INPUT_HIDDEN */
-	uint32_t hidden;	/* D */
-	uint32_t hidden_dtype;	/* KVG_DTYPE_BF16 or KVG_DTYPE_F32 */
+	uint32_t gated_layers; /* with STAGE_INPUT_HIDDEN */
+	uint32_t hidden;       /* D */
+	uint32_t hidden_dtype; /* KVG_DTYPE_BF16 or KVG_DTYPE_F32 */
 };
 
-/* Always for a full block (shape.tokens); a shorter block uses the same strides' packed form of its own token count. */
+/* A block shorter than shape.tokens is staged packed: strides are those of its own token count. */
 void stage_geometry(const struct kv_shape *s, const struct stage_format *f, uint32_t tokens,
 	struct stage_geometry *ret);
 

@@ -16,10 +16,10 @@
 
 #include "proto/shape.h"
 
-#define KVG_SHM_VERSION 1
-#define KVG_PAGE_MIN 4096u		/* the kernel's page; nothing smaller can be punched */
+#define KVG_SHM_VERSION  1
+#define KVG_PAGE_MIN     4096u /* the kernel's page; nothing smaller can be punched */
 #define KVG_PAGE_DEFAULT 65536u
-#define KVG_PAGE_MAX (2u << 20)
+#define KVG_PAGE_MAX     (2u << 20)
 
 static inline uint64_t kvg_handle_pack(struct kvg_handle h)
 {
@@ -37,14 +37,14 @@ static inline struct kvg_handle kvg_handle_unpack(uint64_t v)
 struct kvg_shm_index {
 	char magic[8];
 	uint32_t version;
-	uint32_t entry_bytes;		/* sizeof(struct kvg_shm_entry) */
-	uint64_t n_buckets;		/* a power of two */
+	uint32_t entry_bytes; /* sizeof(struct kvg_shm_entry) */
+	uint64_t n_buckets;   /* a power of two */
 	uint64_t n_slots;
-	uint64_t buckets_off;		/* 4096 */
-	uint64_t entries_off;		/* multiple of 4096 */
+	uint64_t buckets_off; /* 4096 */
+	uint64_t entries_off; /* multiple of 4096 */
 	uint64_t total_bytes;
-	uint8_t instance[16];		/* random, chosen when the index was created */
-	uint32_t crc;			/* CRC32C of the bytes before this field */
+	uint8_t instance[16]; /* random, chosen when the index was created */
+	uint32_t crc;         /* CRC32C of the bytes before this field */
 	uint32_t reserved;
 };
 static_assert(sizeof(struct kvg_key) == KVG_KEY_BYTES, "a key is 32 bytes");
@@ -58,7 +58,7 @@ static_assert(sizeof(struct kvg_shm_index) == 80, "index header is 80 bytes");
 #define KVG_BUCKET_WAYS 7
 struct kvg_shm_bucket {
 	_Atomic uint64_t way[KVG_BUCKET_WAYS];
-	_Atomic uint64_t overflow;	/* live keys that probed past this bucket */
+	_Atomic uint64_t overflow; /* live keys that probed past this bucket */
 };
 static_assert(sizeof(struct kvg_shm_bucket) == 64, "a bucket is one cache line");
 
@@ -76,7 +76,7 @@ static inline uint32_t kvg_key_tag(const struct kvg_key *k)
 }
 
 enum kvg_tier {
-	KVG_TIER_NONE = 0,	/* dropped: pairs and bytes say what it was */
+	KVG_TIER_NONE = 0, /* dropped: pairs and bytes say what it was */
 	KVG_TIER_HOST = 1,
 	KVG_TIER_GPU = 2,
 	KVG_TIER_DISK = 3,
@@ -84,13 +84,13 @@ enum kvg_tier {
 
 /* Where one plane lies. Immutable while the plane's bit in `mapped` is set and the block is pinned. */
 struct kvg_shm_plane_ref {
-	uint64_t bytes;		/* payload, header included */
-	uint32_t segment;	/* id, never reused within an index instance; 0 = none */
-	uint32_t page;		/* first page in the segment */
+	uint64_t bytes;   /* payload, header included */
+	uint32_t segment; /* id, never reused within an index instance; 0 = none */
+	uint32_t page;    /* first page in the segment */
 	uint32_t pairs;
-	uint8_t tier;		/* enum kvg_tier */
-	uint8_t page_shift;	/* page bytes = 1 << page_shift */
-	uint16_t check;		/* folded CRC32C of the fields above, plane number and generation */
+	uint8_t tier;       /* enum kvg_tier */
+	uint8_t page_shift; /* page bytes = 1 << page_shift */
+	uint16_t check;     /* folded CRC32C of the fields above, plane number and generation */
 };
 static_assert(sizeof(struct kvg_shm_plane_ref) == 24, "a plane ref is 24 bytes");
 
@@ -124,12 +124,12 @@ static inline uint64_t kvg_word(uint32_t gen, int live, uint8_t held, uint8_t ma
 struct kvg_shm_entry {
 	_Atomic uint64_t word;
 	struct kvg_key key;
-	uint32_t layout;	/* id of the layout within the tenant */
-	uint32_t parent;	/* slot of the parent block, KVG_SLOT_NONE at a root */
-	uint32_t tokens;	/* tokens in this block (<= shape.tokens) */
-	uint32_t depth;		/* blocks before this one in its chain */
-	uint32_t n_planes;	/* planes it was committed with */
-	uint32_t crc;		/* CRC32C of generation and of the fields above but word */
+	uint32_t layout;   /* id of the layout within the tenant */
+	uint32_t parent;   /* slot of the parent block, KVG_SLOT_NONE at a root */
+	uint32_t tokens;   /* tokens in this block (<= shape.tokens) */
+	uint32_t depth;    /* blocks before this one in its chain */
+	uint32_t n_planes; /* planes it was committed with */
+	uint32_t crc;      /* CRC32C of generation and of the fields above but word */
 	struct kvg_shm_plane_ref plane[KVG_PLANES_MAX];
 };
 static_assert(sizeof(struct kvg_shm_entry) == 256, "an entry is four cache lines");
@@ -147,11 +147,11 @@ struct kvg_shm_pins {
 	char magic[8];
 	uint32_t version;
 	uint32_t n_pins;
-	uint32_t n_touch;		/* a power of two */
+	uint32_t n_touch; /* a power of two */
 	uint32_t pins_off;
 	uint32_t touch_off;
 	uint32_t total_bytes;
-	_Atomic uint32_t pins_high;	/* pins at and above this were never used */
+	_Atomic uint32_t pins_high; /* pins at and above this were never used */
 	uint32_t reserved[7];
 	_Atomic uint64_t touch_head;
 	uint64_t reserved2[7];
@@ -160,31 +160,31 @@ static_assert(sizeof(struct kvg_shm_pins) == 128, "the pin page's header is 128 
 
 /* ---- plane: header | cu | tokens | index | score | K | V ----------------------------------- */
 
-#define KVG_PLANE_MAGIC "KVGPLANE"
+#define KVG_PLANE_MAGIC  "KVGPLANE"
 #define KVG_PLANE_OPAQUE 1u
-#define KVG_PLANE_ALIGN 64u
+#define KVG_PLANE_ALIGN  64u
 
 struct kvg_plane_header {
 	char magic[8];
 	uint16_t version;
-	uint16_t plane;		/* 0 = best */
+	uint16_t plane; /* 0 = best */
 	uint16_t n_planes;
 	uint16_t flags;
 	uint8_t fingerprint[32];
 	struct kvg_key key;
-	uint32_t runs;		/* layers * heads; 0 when opaque */
-	uint32_t tokens;	/* tokens in the block */
-	uint32_t pairs;		/* pairs in this plane */
-	uint32_t n_token_ids;	/* token ids stored here: `tokens` in plane 0, else 0 */
-	uint32_t k_row;		/* bytes; opaque: low half of the opaque byte count */
-	uint32_t v_row;		/* bytes; opaque: high half */
-	uint64_t bytes;		/* of the whole payload, this header included */
-	uint32_t body_crc;	/* CRC32C of everything after the header */
-	uint32_t header_crc;	/* CRC32C of the header up to here */
+	uint32_t runs;        /* layers * heads; 0 when opaque */
+	uint32_t tokens;      /* tokens in the block */
+	uint32_t pairs;       /* pairs in this plane */
+	uint32_t n_token_ids; /* token ids stored here: `tokens` in plane 0, else 0 */
+	uint32_t k_row;       /* bytes; opaque: low half of the opaque byte count */
+	uint32_t v_row;       /* bytes; opaque: high half */
+	uint64_t bytes;       /* of the whole payload, this header included */
+	uint32_t body_crc;    /* CRC32C of everything from KVG_PLANE_HEADER_BYTES on */
+	uint32_t header_crc;  /* CRC32C of the header up to here */
 };
 static_assert(sizeof(struct kvg_plane_header) == 120, "plane header is 120 bytes");
-#define KVG_PLANE_HEADER_BYTES 128u	/* padded with zeros; the body starts here */
+#define KVG_PLANE_HEADER_BYTES 128u /* the rest must be zero; the body starts here */
 
-#define KVG_SCORE_PROTECTED 0x7c00u	/* f16 +inf: kept by every rule and not counted by it */
+#define KVG_SCORE_PROTECTED 0x7c00u /* f16 +inf: kept by every rule and not counted by it */
 
 #endif

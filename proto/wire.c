@@ -25,7 +25,7 @@ int wire_send(int sock, const void *data, size_t n, const int *fds, unsigned n_f
 	ssize_t sent;
 
 	assert(n_fds <= KVG_MESSAGE_FDS_MAX);
-	if (n > KVG_MESSAGE_MAX)
+	if (n == 0 || n > KVG_MESSAGE_MAX) /* an empty message would read as the end */
 		return -EMSGSIZE;
 	if (n_fds) {
 		struct cmsghdr *c;
@@ -53,7 +53,8 @@ static void close_all(const int *fds, unsigned n)
 		close(fds[i]);
 }
 
-ssize_t wire_recv(int sock, void *buf, size_t size, int *ret_fds, unsigned fds_size, unsigned *ret_n_fds)
+ssize_t wire_recv(
+	int sock, void *buf, size_t size, int *ret_fds, unsigned fds_size, unsigned *ret_n_fds)
 {
 	struct iovec iov = {.iov_base = buf, .iov_len = size};
 	union control control;
@@ -81,6 +82,10 @@ ssize_t wire_recv(int sock, void *buf, size_t size, int *ret_fds, unsigned fds_s
 		assert(n_fds + bytes / sizeof(int) <= KVG_MESSAGE_FDS_MAX);
 		memcpy(&fds[n_fds], CMSG_DATA(c), bytes);
 		n_fds += (unsigned)(bytes / sizeof(int));
+	}
+	if (got == 0) { /* the end, or an empty message: nobody who keeps the protocol sends one */
+		close_all(fds, n_fds);
+		n_fds = 0;
 	}
 	if ((msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) || n_fds > fds_size) {
 		close_all(fds, n_fds);

@@ -11,18 +11,23 @@
 #include <sys/types.h>
 
 #define KVG_PROTOCOL_VERSION 1u
-#define KVG_MESSAGE_MAX (128u << 10)	/* below the kernel's default SO_SNDBUF, so one message always fits */
-#define KVG_MESSAGE_FDS_MAX 64u		/* fds in one message; SCM_MAX_FD is 253 */
-#define KVG_BATCH_MAX 256u		/* items in one batch request */
+#define KVG_MESSAGE_MAX                                                                            \
+	(128u << 10) /* below the kernel's default SO_SNDBUF, so one message always fits */
+#define KVG_MESSAGE_FDS_MAX 64u  /* fds in one message; SCM_MAX_FD is 253 */
+#define KVG_BATCH_MAX       256u /* items in one batch request */
 
-/* Sends all or nothing. 0, -EAGAIN (non-blocking and full), -EPIPE, -EMSGSIZE, ... Never raises SIGPIPE. */
+/*
+ * Sends all or nothing: 1 to KVG_MESSAGE_MAX bytes, up to KVG_MESSAGE_FDS_MAX fds, which stay the caller's.
+ * 0, -EAGAIN (non-blocking and full), -EPIPE, -EMSGSIZE, ... Never raises SIGPIPE.
+ */
 int wire_send(int sock, const void *data, size_t n, const int *fds, unsigned n_fds);
 
 /*
- * Receives one message into buf. Returns its length, 0 at end of file, -EAGAIN, -EMSGSIZE when it was
- * cut (message or fds; what came is closed), -ECONNRESET, ... Received fds are close-on-exec and belong to
- * the caller: ret_fds[0..*ret_n_fds).
+ * Receives one message into buf. Returns its length; 0 at the end of file (an empty message counts as
+ * that); -EAGAIN; -EMSGSIZE when it was cut, message or fds; -ECONNRESET, ... Only with a length > 0 are
+ * there fds, close-on-exec and the caller's: ret_fds[0..*ret_n_fds). All others are closed here.
  */
-ssize_t wire_recv(int sock, void *buf, size_t size, int *ret_fds, unsigned fds_size, unsigned *ret_n_fds);
+ssize_t wire_recv(
+	int sock, void *buf, size_t size, int *ret_fds, unsigned fds_size, unsigned *ret_n_fds);
 
 #endif
