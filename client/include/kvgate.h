@@ -24,8 +24,12 @@ extern "C" {
 struct kvg_client; /* one connection: the lock on everything it holds */
 struct kvg_layout; /* a registered layout, owned by its client */
 
-/* Option structs begin with their size; set it with KVG_OPTIONS_INIT, so that they can grow. */
+/* Option structs begin with their size; set it with KVG_OPTIONS_INIT(name), so that they can grow. */
+#if defined(__cplusplus) && __cplusplus < 202002L
+#define KVG_OPTIONS_INIT(type) {sizeof(struct type)}
+#else
 #define KVG_OPTIONS_INIT(type) {.size = sizeof(struct type)}
+#endif
 
 /* ---- connection ---- */
 
@@ -47,9 +51,20 @@ KVG_API int kvg_last_code(const struct kvg_client *c);
 KVG_API const char *kvg_tenant(const struct kvg_client *c);
 KVG_API const char *kvg_version(void);
 
+struct kvg_session_info {
+	size_t size;
+	uint64_t id;
+	const char *tenant, *daemon;	/* daemon: program and version; strings live as long as the client */
+	uint64_t staging_bytes;		/* quota of this session */
+	uint32_t pins, protocol;
+	int admin;			/* may see and change other tenants */
+};
+KVG_API void kvg_session(const struct kvg_client *c, struct kvg_session_info *ret);
+
 /* For an event loop: readable when kvg_dispatch() has something to do. Owned by the client. */
 KVG_API int kvg_fd(const struct kvg_client *c);
-/* Takes in replies and events without blocking; runs callbacks. 0, or the error that ended the connection. */
+/* Takes in replies and events without blocking; runs callbacks, which may call anything but kvg_close(). 0, or the error
+ * that ended the connection. */
 KVG_API int kvg_dispatch(struct kvg_client *c);
 
 /* ---- layout: what a block looks like, and under which identity ---- */
@@ -111,7 +126,11 @@ struct kvg_pin {
 	float retention;	/* share of the block's pairs in `mapped` */
 };
 
-/* 0 and a pin, or -ENOENT (a miss), -ENODATA (holds less than min_retention), -EAGAIN (no pin free). No system call. */
+/*
+ * 0 and a pin, or -ENOENT (a miss), -ENODATA (less than min_retention is mapped; kvg_acquire fetches what lies lower),
+ * -EAGAIN (no pin free), -ENOTCONN (the daemon is gone: reconnect), -EOPNOTSUPP (a control session). Sets no error
+ * text. No system call.
+ */
 KVG_API int kvg_lookup_pin(struct kvg_layout *l, const struct kvg_key *key, float min_retention,
 	struct kvg_pin *ret);
 /* Pins the longest prefix of keys that is there; stops at the first miss. Returns the number pinned. No system call. */
@@ -119,9 +138,13 @@ KVG_API size_t kvg_prefix_pin(struct kvg_layout *l, const struct kvg_key *keys, 
 	float min_retention, struct kvg_pin *ret_pins);
 /* How many leading keys are there, without pinning. No system call. */
 KVG_API size_t kvg_prefix_lookup(struct kvg_layout *l, const struct kvg_key *keys, size_t n);
-/* The same from tokens: keys, pins, and the stored token ids compared. ret_keys may be NULL. May map segments (blocks). */
+/*
+ * The same from tokens: keys, pins, and the stored token ids compared. ret_keys (may be NULL) gets the keys of all
+ * n_tokens / block_tokens blocks. -EINVAL for layouts with a key namespace. May map segments (blocks).
+ */
 KVG_API ssize_t kvg_prefix_pin_tokens(struct kvg_layout *l, const uint32_t *tokens, size_t n_tokens,
 	float min_retention, struct kvg_pin *ret_pins, struct kvg_key *ret_keys);
+/* Pins that are not held (any more) are left alone. No system call. */
 KVG_API void kvg_unpin(struct kvg_client *c, const struct kvg_pin *pins, size_t n);
 
 /* One plane of a pinned block. Pointers into read-only shared memory, valid until unpin. */
@@ -177,7 +200,7 @@ struct kvg_stage {
 	size_t kv_bytes;
 	void *aux;		/* scores f32 [layers][heads][tokens] (+inf = protected), or hidden [gated layers][tokens][D] */
 	size_t aux_bytes;
-	uint32_t *tokens;	/* [tokens] */
+	uint32_t *tokens;	/* [tokens]; foreign keys and opaque blocks: NULL it before commit when none were written */
 	uint32_t n_tokens;	/* block_tokens, or fewer after kvg_stage_tokens() */
 };
 /* Reserves up to n stages. Blocks for one round trip. Returns their number (fewer near the quota), -EDQUOT when none. */
@@ -200,7 +223,7 @@ struct kvg_commit_result {
 /* Blocks until every item is published or refused; items in order, parents before children. 0: look at the results. */
 KVG_API int kvg_commit(struct kvg_client *c, const struct kvg_commit *items, size_t n,
 	struct kvg_commit_result *ret);
-/* The same without waiting: fn runs in kvg_dispatch(). Returns a ticket > 0 or a negative errno. */
+/* The same for up to 256 items without waiting: fn runs once, in kvg_dispatch(). Returns a ticket > 0 or a negative errno. */
 typedef void (*kvg_commit_fn)(void *userdata, int64_t ticket, int error,
 	const struct kvg_commit_result *results, size_t n);
 KVG_API int64_t kvg_commit_start(struct kvg_client *c, const struct kvg_commit *items, size_t n,
@@ -243,7 +266,7 @@ KVG_API void kvg_gate_describe(const struct kvg_gate *g, uint32_t *layers, uint3
 KVG_API int kvg_gate_score(struct kvg_gate *g, uint32_t layer, const void *x, uint32_t dtype,
 	uint32_t tokens, int exact, float *ret);
 
-/* ---- control: one request with its reply as JSON-free counters; kvgatectl is built on these ---- */
+/* ---- control: kvgatectl is built on these alone; a control session (kvg_options.control) is enough ---- */
 
 struct kvg_policy {
 	size_t size;
@@ -252,7 +275,11 @@ struct kvg_policy {
 	uint64_t host_bytes;		/* 0: leave */
 	float high_watermark, low_watermark;
 	uint64_t host_used;		/* out */
+	/* Called for every model with a floor of its own; may be NULL. */
+	void (*model_floor)(void *userdata, const char *model, float floor);
+	void *userdata;
 };
+/* Sets the fields that are not 0, then fills them all in. Blocks. */
 KVG_API int kvg_policy(struct kvg_client *c, struct kvg_policy *inout);
 
 struct kvg_purge_options {
@@ -266,13 +293,76 @@ struct kvg_purge_options {
 struct kvg_purge_result {
 	uint64_t blocks, planes, bytes, pinned;
 };
+/* Takes away now, whatever the floor says; what is pinned stays and is counted. Blocks. */
 KVG_API int kvg_purge(struct kvg_client *c, const struct kvg_purge_options *o,
 	struct kvg_purge_result *ret);
 
-/* Every counter of the tenant (all tenants with `all`, for admins). */
+/* Every counter of the tenant (all tenants with `all`, for admins). tier "", plane -1: not split by it. Blocks. */
 typedef void (*kvg_counter_fn)(void *userdata, const char *name, const char *tenant, const char *model,
 	const char *tier, int plane, double value);
 KVG_API int kvg_stat(struct kvg_client *c, int all, kvg_counter_fn fn, void *userdata);
+
+/* A registered layout as the daemon knows it; strings are valid inside the callback, or until kvg_inspect's returns. */
+struct kvg_layout_entry {
+	size_t size;
+	uint32_t id, layers, heads, k_dim, v_dim, dtype, block_tokens, page_bytes, n_edges;
+	float edges[KVG_PLANES_MAX - 1];
+	float floor;
+	uint64_t opaque_bytes;
+	uint8_t fingerprint[32];
+	char model[256], gate[64];	/* cut when longer */
+};
+typedef void (*kvg_layout_fn)(void *userdata, const struct kvg_layout_entry *l);
+/* Every layout of the tenant (NULL: own). Blocks. */
+KVG_API int kvg_layouts(struct kvg_client *c, const char *tenant, kvg_layout_fn fn, void *userdata);
+
+struct kvg_plane_entry {
+	uint32_t plane, pairs;
+	uint64_t bytes;
+	uint32_t tier;			/* 0: dropped, 1 host, 2 GPU, 3 disk */
+	uint32_t segment, page;
+	int verified;			/* kvg_inspect with verify: 1 = checksum compared now and right */
+	double value;
+};
+struct kvg_block_entry {
+	size_t size;
+	struct kvg_key key, parent;
+	int has_parent;
+	uint32_t layout, tokens, depth, pins, children;
+	struct kvg_handle handle;
+	float retention;
+	uint64_t bytes;			/* held, payload */
+	double value;			/* of its least plane: the lowest goes first */
+	uint32_t n_planes;		/* kvg_inspect; 0 in lists */
+	struct kvg_plane_entry planes[KVG_PLANES_MAX];
+};
+struct kvg_list_options {
+	size_t size;
+	const char *tenant;		/* NULL: own */
+	uint32_t layout;		/* 0: all */
+};
+/* Not 0: stop. */
+typedef int (*kvg_block_fn)(void *userdata, const struct kvg_block_entry *b);
+/* Every block; one that comes or goes meanwhile may be seen or not. Blocks for a round trip per some hundred blocks. */
+KVG_API int kvg_list(struct kvg_client *c, const struct kvg_list_options *o, kvg_block_fn fn, void *userdata);
+
+struct kvg_inspect_options {
+	size_t size;
+	const char *tenant;		/* NULL: own */
+	struct kvg_key key;
+	uint32_t layout;		/* 0: any */
+	int verify;			/* read every byte and compare checksums */
+};
+/* One block with its planes, and its layout (may be NULL). Set the sizes of both. -ENOENT. Blocks. */
+KVG_API int kvg_inspect(struct kvg_client *c, const struct kvg_inspect_options *o,
+	struct kvg_block_entry *ret, struct kvg_layout_entry *ret_layout);
+
+/* ---- small tools ---- */
+
+KVG_API const char *kvg_dtype_name(uint32_t dtype);	/* "bf16"; NULL when unknown */
+KVG_API uint32_t kvg_dtype_from_name(const char *name);	/* 0 when unknown */
+KVG_API void kvg_key_to_hex(const struct kvg_key *k, char ret[65]);
+KVG_API int kvg_key_from_hex(const char *hex, struct kvg_key *ret); /* -EINVAL */
 
 #ifdef __cplusplus
 }
