@@ -45,7 +45,11 @@ struct kvg_shm_index {
 	uint64_t total_bytes;
 	uint8_t instance[16]; /* random, chosen when the index was created */
 	uint32_t crc;         /* CRC32C of the bytes before this field */
-	uint32_t reserved;
+	/*
+	 * Grows when a daemon adopts the index: it knows nothing of the pin pages of older sessions. A
+	 * client compares it at every lookup with the value at hello, and must connect again.
+	 */
+	_Atomic uint32_t epoch;
 };
 static_assert(sizeof(struct kvg_key) == KVG_KEY_BYTES, "a key is 32 bytes");
 static_assert(sizeof(struct kvg_shm_index) == 80, "index header is 80 bytes");

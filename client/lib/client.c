@@ -108,7 +108,7 @@ static int attach(struct kvg_client *c, const struct reply *r)
 		e = pin_map_init(&c->pins, r->fds[1], &why);
 	if (e < 0)
 		return client_fail(c, e, 0, "hello: %s", why);
-	c->epoch = c->index.head->reserved;
+	c->epoch = atomic_load_explicit(&c->index.head->epoch, memory_order_relaxed);
 	c->lookup_error = 0;
 	return 0;
 }

@@ -123,7 +123,7 @@ static int may_lookup(const struct kvg_client *c)
 {
 	if (c->lookup_error)
 		return c->lookup_error;
-	if (__atomic_load_n(&c->index.head->reserved, __ATOMIC_RELAXED) != c->epoch)
+	if (atomic_load_explicit(&c->index.head->epoch, memory_order_relaxed) != c->epoch)
 		return -ENOTCONN;
 	return 0;
 }
