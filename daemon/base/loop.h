@@ -11,18 +11,18 @@
 #include <stdint.h>
 
 struct loop;
-struct loop_source;	/* an fd */
+struct loop_source; /* an fd */
 struct loop_timer;
 
 int loop_new(struct loop **ret);
-struct loop *loop_free(struct loop *l);		/* no sources or timers left (asserted) */
+struct loop *loop_free(struct loop *l); /* no sources or timers left (asserted) */
 
 /* events: EPOLLIN ...; the source borrows fd. Removing a source in its own or another callback is safe. */
 typedef void (*loop_fd_fn)(void *userdata, uint32_t events);
 int loop_add_fd(struct loop *l, int fd, uint32_t events, loop_fd_fn fn, void *userdata,
 	struct loop_source **ret);
 int loop_set_events(struct loop_source *s, uint32_t events);
-struct loop_source *loop_del_fd(struct loop_source *s);		/* NULL in, NULL out */
+struct loop_source *loop_del_fd(struct loop_source *s); /* NULL in, NULL out */
 
 /* CLOCK_MONOTONIC; period 0: once, then disarmed. */
 typedef void (*loop_timer_fn)(void *userdata);
@@ -42,11 +42,11 @@ struct loop_work {
 };
 void loop_post(struct loop *l, struct loop_work *w);
 
-int loop_run(struct loop *l);		/* until loop_quit(); 0 or negative errno */
+int loop_run(struct loop *l); /* until loop_quit(); 0 or negative errno */
 void loop_quit(struct loop *l);
 /* One round: waits up to timeout_ms (-1 = for ever). For tests. */
 int loop_run_once(struct loop *l, int timeout_ms);
-uint64_t loop_now_ns(void);		/* CLOCK_MONOTONIC */
+uint64_t loop_now_ns(void); /* CLOCK_MONOTONIC */
 void loop_assert_owner(const struct loop *l);
 
 #endif
