@@ -97,6 +97,22 @@ struct pin_page {
 	uint64_t touch_tail;		/* up to where touches were taken */
 	struct pin_page *next, *prev;	/* the cache's list */
 };
+/*
+ * Where the parts of a page lie: header | pins | touch ring, fixed by the counts alone, so that the daemon never asks
+ * the page itself. n_touch is a power of two.
+ */
+static inline uint32_t pin_page_pins_off(void)
+{
+	return sizeof(struct kvg_shm_pins);
+}
+static inline uint32_t pin_page_touch_off(uint32_t n_pins)
+{
+	return (uint32_t)(sizeof(struct kvg_shm_pins) + (n_pins * sizeof(uint64_t) + 63) / 64 * 64);
+}
+static inline uint32_t pin_page_bytes(uint32_t n_pins, uint32_t n_touch)
+{
+	return pin_page_touch_off(n_pins) + n_touch * (uint32_t)sizeof(uint64_t);
+}
 void cache_pins_attach(struct cache_tenant *t, struct pin_page *p);
 void cache_pins_detach(struct cache_tenant *t, struct pin_page *p);
 
@@ -109,7 +125,9 @@ struct cache_block_result {
 int cache_acquire(struct cache_tenant *t, const struct cache_layout *l, const struct kvg_key *key,
 	float min_retention, struct cache_block_result *ret);
 int cache_release(struct cache_tenant *t, struct kvg_handle h);
-bool cache_present(struct cache_tenant *t, const struct kvg_key *key);	/* counts as a touch */
+/* In any layout (l NULL) or in this one. Counts as a touch. */
+bool cache_present_in(struct cache_tenant *t, const struct cache_layout *l, const struct kvg_key *key);
+bool cache_present(struct cache_tenant *t, const struct kvg_key *key);
 
 /* ---- commit ------------------------------------------------------------------------------- */
 

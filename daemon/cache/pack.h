@@ -24,6 +24,8 @@ struct pack_job {
 	enum stage_input input;
 	uint32_t tokens;
 	bool token_ids;			/* the ids are stored in plane 0 */
+	const uint32_t *ids;		/* [tokens] the copy whose hash was checked: stored instead of what
+					 * lies in staging now; NULL: taken from staging */
 	const float *edges;		/* descending; compared with scores rounded to f16 */
 	uint32_t n_edges;
 	uint32_t floor_pairs;		/* best pairs of every (layer, head) that go into plane 0 whatever their score */

@@ -139,6 +139,21 @@ void policy_shrink(struct policy *p, struct policy_node *n, uint32_t held)
 	settle(p, n);
 }
 
+void policy_restore(struct policy *p, struct policy_node *n, uint32_t held)
+{
+	assert(held > n->held && held <= n->n_planes);
+	if (!n->held) { /* was removed */
+		p->nodes++;
+		if (n->parent) {
+			n->parent->children++;
+			settle(p, n->parent);
+		}
+	}
+	n->held = held;
+	n->private_[LAST_USE] = ++p->clock;
+	settle(p, n);
+}
+
 void policy_set_droppable(struct policy *p, struct policy_node *n, uint32_t droppable_from)
 {
 	assert(droppable_from);

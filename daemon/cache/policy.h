@@ -42,6 +42,11 @@ void policy_touch(struct policy *p, struct policy_node *n);
 void policy_remove(struct policy *p, struct policy_node *n, bool remember);
 /* Planes from `held` on are gone. */
 void policy_shrink(struct policy *p, struct policy_node *n, uint32_t held);
+/*
+ * The opposite, for a victim that turned out to be pinned: planes 0..held-1 are there after all. Undoes policy_shrink(),
+ * or policy_remove() (parent as before), as if just used; no insert came in between, so it cannot fail.
+ */
+void policy_restore(struct policy *p, struct policy_node *n, uint32_t held);
 /* The floor changed. */
 void policy_set_droppable(struct policy *p, struct policy_node *n, uint32_t droppable_from);
 
