@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * why: the text that goes with an error code, for the person who gave us the file.
+ * Thread: any. Locks: none. Blocks: never. Errors: it passes on the one it is given.
+ */
+#ifndef KVGATE_GATES_WHY_H
+#define KVGATE_GATES_WHY_H
+
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+
+__attribute__((format(printf, 4, 5))) static inline int why(
+	char *ret_why, size_t why_size, int error, const char *fmt, ...)
+{
+	va_list ap;
+
+	if (why_size > 0) {
+		va_start(ap, fmt);
+		vsnprintf(ret_why, why_size, fmt, ap);
+		va_end(ap);
+	}
+	return error;
+}
+
+#endif
