@@ -372,10 +372,13 @@ static struct piece piece_at(const struct planes *p, uint64_t at, uint32_t run)
 /* The end of the leading pairs whose key is at least `key`, those before `from` being known to be. */
 static uint32_t piece_end(const struct piece *piece, uint32_t from, uint64_t key)
 {
-	const uint16_t *score = piece->score + from;
 	uint32_t n = piece->n - from;
+	const uint16_t *score;
 
-	if (!n || half_key(score[0]) < key)
+	if (!n)
+		return from;
+	score = piece->score + from;
+	if (half_key(score[0]) < key)
 		return from;
 	if (half_key(score[n - 1]) >= key)
 		return piece->n;
