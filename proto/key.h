@@ -8,7 +8,7 @@
 
 #include "proto/shm.h"
 
-struct key_hasher; /* OpenSSL state, reused between calls */
+struct key_hasher; /* state of one thread, reused between calls */
 int key_hasher_new(struct key_hasher **ret);
 struct key_hasher *key_hasher_free(struct key_hasher *h);
 
