@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * account: what one tenant may have, and what it has. A charge is embedded in what it pays for.
+ * Thread: the control thread. Locks: none. Blocks: never.
+ * Errors: -EDQUOT, an ordinary answer: counted always, logged once until the tenant is below its limit again.
+ */
+#ifndef KVGATE_DAEMON_BASE_ACCOUNT_H
+#define KVGATE_DAEMON_BASE_ACCOUNT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "daemon/base/counters.h"
+
+enum account_resource {
+	ACCOUNT_GREETINGS, /* connections that have not said hello */
+	ACCOUNT_SESSIONS,
+	ACCOUNT_STAGING, /* bytes */
+	ACCOUNT_PINS,    /* through the socket */
+	ACCOUNT_IN_FLIGHT,
+	ACCOUNT_SUBSCRIPTIONS,
+	ACCOUNT_REPLIES, /* bytes that wait to be read */
+	ACCOUNT_N
+};
+
+struct account {
+	const char *name; /* the tenant's, borrowed */
+	struct counter_scope *scope;
+	uint64_t limit[ACCOUNT_N], used[ACCOUNT_N];
+	uint8_t logged[ACCOUNT_N];
+};
+
+void account_init(struct account *a, const char *name, struct counter_scope *scope);
+void account_fini(struct account *a); /* nothing is charged any more (asserted) */
+/* May be less than is used: then nothing more is granted. */
+void account_set_limit(struct account *a, enum account_resource r, uint64_t limit);
+uint64_t account_left(const struct account *a, enum account_resource r);
+/* Why a charge was refused, and what raises the limit. */
+void account_refusal(
+	const struct account *a, enum account_resource r, char *ret_why, size_t why_size);
+
+/* All zeros: pays for nothing. */
+struct charge {
+	struct account *account;
+	enum account_resource resource;
+	uint64_t amount;
+};
+
+/* Adds to what the charge pays for already, if anything. -EDQUOT: it stays as it was. */
+int charge_add(struct charge *c, struct account *a, enum account_resource r, uint64_t amount);
+void charge_sub(struct charge *c, uint64_t amount);
+void charge_fini(struct charge *c); /* gives everything back; idempotent */
+
+#endif
