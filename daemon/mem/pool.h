@@ -62,6 +62,8 @@ int pool_reserve(struct pool *p, uint64_t bytes);	/* -ENOSPC */
 void pool_unreserve(struct pool *p, uint64_t bytes);
 /* As pool_alloc, charged to bytes reserved before. */
 int pool_alloc_reserved(struct pool_tenant *t, uint64_t bytes, unsigned page_shift, struct extent *ret);
+/* Undoes that: the bytes are reserved again. */
+void pool_release_reserved(struct pool_tenant *t, const struct extent *e);
 
 struct pool_segment {
 	uint32_t id;
@@ -70,6 +72,7 @@ struct pool_segment {
 	int fd;		/* borrowed; read-only description */
 	void *addr;
 };
+/* Of the thread that calls pool_reserve(): the fd stays open until its next reservation, whatever workers do meanwhile. */
 int pool_segment_get(struct pool_tenant *t, uint32_t id, struct pool_segment *ret);	/* -ENOENT */
 
 struct pool_stat {

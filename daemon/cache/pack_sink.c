@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Rows are gathered into a small buffer that stays in the first-level cache; when it is full its checksum is taken
+ * and it is stored. So memory sees one read and one write of every byte, and what is checksummed is what is stored,
+ * whatever the client does to its staging memory meanwhile.
+ */
+#include "daemon/cache/pack_sink.h"
+
+#include <assert.h>
+#include <string.h>
+
+#include "daemon/cache/pack_order.h"
+#include "proto/plane.h"
+
+#define LINE KVG_PLANE_ALIGN
+
+static void flush(struct sink *s)
+{
+	uint32_t whole = s->fill & ~(LINE - 1);
+
+	s->crc = crc32c(s->crc, s->buffer, whole);
+	memcpy(s->dst, s->buffer, whole);
+	s->dst += whole;
+	s->fill -= whole;
+	memcpy(s->buffer, s->buffer + whole, s->fill);
+}
+
+void sink_open(struct sink *s, void *dst)
+{
+	assert((uintptr_t)dst % LINE == 0);
+	s->dst = dst;
+	s->fill = 0;
+	s->crc = 0;
+}
+
+void *sink_room(struct sink *s, size_t size, uint32_t n, uint32_t *ret_n)
+{
+	uint32_t fit = (uint32_t)((SINK_BYTES - s->fill) / size);
+
+	if (fit == 0) {
+		flush(s);
+		fit = (uint32_t)((SINK_BYTES - s->fill) / size);
+	}
+	*ret_n = n < fit ? n : fit;
+	return s->buffer + s->fill;
+}
+
+void sink_bytes(struct sink *s, const void *src, size_t n)
+{
+	const uint8_t *p = src;
+
+	while (n) {
+		uint32_t k;
+		void *room = sink_room(s, 1, n < SINK_BYTES ? (uint32_t)n : SINK_BYTES, &k);
+
+		memcpy(room, p, k);
+		sink_put(s, k);
+		p += k;
+		n -= k;
+	}
+}
+
+void sink_rows(struct sink *s, const uint8_t *base, size_t row, const uint32_t *keys, uint32_t n,
+	const uint8_t *ahead)
+{
+	(void)ahead;
+	if (!keys) {
+		sink_bytes(s, base, n * row);
+		return;
+	}
+	if (row > SINK_BYTES / 4) {
+		for (uint32_t i = 0; i < n; i++)
+			sink_bytes(s, base + order_token(keys[i]) * row, row);
+		return;
+	}
+	for (uint32_t k; n; n -= k, keys += k) {
+		uint8_t *room = sink_room(s, row, n, &k);
+
+		for (uint32_t i = 0; i < k; i++)
+			memcpy(room + i * row, base + order_token(keys[i]) * row, row);
+		sink_put(s, k * row);
+	}
+}
+
+void sink_align(struct sink *s)
+{
+	uint32_t n = -s->fill % LINE;
+
+	memset(s->buffer + s->fill, 0, n); /* the buffer is whole lines: there is room */
+	s->fill += n;
+}
+
+uint32_t sink_close(struct sink *s)
+{
+	assert(s->fill % LINE == 0);
+	flush(s);
+	return s->crc;
+}

@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Two bits say what a page is:
+ *
+ *	used backed
+ *	  1     1	holds an extent
+ *	  0     1	idle: free, and its memory still there - quick to use again, or to give back
+ *	  0     0	cold: free, and holds nothing
+ *
+ * The bit `backed` is set before the memory is touched and cleared after it was punched, so what is counted is
+ * never less than what the kernel has given.
+ */
+#include "daemon/mem/segment.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#include "daemon/mem/bitmap.h"
+
+int segment_new(const struct tier_ops *tier, const struct tier_request *q, unsigned page_shift,
+	uint32_t id, struct segment **ret)
+{
+	uint32_t pages = (uint32_t)(q->bytes >> page_shift);
+	struct segment *s = calloc(1, sizeof(*s));
+	int r = -ENOMEM;
+
+	if (!s)
+		return r;
+	s->tier = tier;
+	s->id = id;
+	s->page_shift = (uint8_t)page_shift;
+	s->memory.fd = s->memory.client_fd = -1;
+	s->backed = calloc(bitmap_words(pages), sizeof(*s->backed));
+	if (s->backed)
+		r = arena_init(&s->arena, pages);
+	if (r == 0)
+		r = tier->open(tier, q, &s->memory);
+	if (r < 0) {
+		segment_free(s);
+		return r;
+	}
+	*ret = s;
+	return 0;
+}
+
+struct segment *segment_free(struct segment *s)
+{
+	if (!s)
+		return NULL;
+	s->tier->close(s->tier, &s->memory);
+	arena_fini(&s->arena);
+	free(s->backed);
+	free(s);
+	return NULL;
+}
+
+void segment_retire(struct segment *s)
+{
+	s->tier->unmap(s->tier, &s->memory);
+	s->n_backed = 0;
+}
+
+void segment_cold(const struct segment *s, uint32_t page, uint32_t pages, struct segment_part *ret_part)
+{
+	uint32_t end = page + pages, first = bitmap_next_clear(s->backed, page, end);
+
+	while (end > first && bitmap_test(s->backed, end - 1))
+		end--;
+	*ret_part = (struct segment_part){.page = first, .pages = end - first};
+}
+
+void segment_next_cold(const struct segment *s, uint32_t limit, struct segment_part *ret_part)
+{
+	uint32_t page = bitmap_next_clear(s->backed, 0, s->arena.pages), end;
+
+	*ret_part = (struct segment_part){0};
+	if (page == s->arena.pages)
+		return;
+	end = s->arena.pages - page > limit ? page + limit : s->arena.pages;
+	ret_part->page = page;
+	ret_part->pages = bitmap_next_set(s->backed, page, end) - page;
+}
+
+void segment_mark_backed(struct segment *s, const struct segment_part *part)
+{
+	s->n_backed += part->pages - bitmap_count(s->backed, part->page, part->pages);
+	bitmap_set(s->backed, part->page, part->pages);
+}
+
+int segment_back(struct segment *s, const struct segment_part *part)
+{
+	return s->tier->back(s->tier, &s->memory, (uint64_t)part->page << s->page_shift,
+		(uint64_t)part->pages << s->page_shift);
+}
+
+static bool is_idle(const struct segment *s, uint32_t page)
+{
+	return bitmap_test(s->backed, page) && !bitmap_test(s->arena.used, page);
+}
+
+/* `page` is not idle; when nothing in its word up to there is, the word's first page. */
+static uint32_t skip_busy(const struct segment *s, uint32_t page)
+{
+	size_t w = page / 64;
+
+	return s->backed[w] & ~s->arena.used[w] ? page : (uint32_t)(w * 64);
+}
+
+static int punch(struct segment *s, uint32_t page, uint32_t pages)
+{
+	int r = s->tier->punch(s->tier, &s->memory, (uint64_t)page << s->page_shift,
+		(uint64_t)pages << s->page_shift);
+
+	if (r < 0)
+		return r;
+	s->n_backed -= bitmap_count(s->backed, page, pages);
+	bitmap_clear(s->backed, page, pages);
+	return 0;
+}
+
+/* Backwards, since extents are cut from the front of a run. */
+int segment_punch_idle(struct segment *s, const struct segment_part *within, uint32_t limit)
+{
+	uint32_t page = within->page + within->pages;
+
+	while (page > within->page && limit > 0) {
+		uint32_t end, n = 0;
+		int r;
+
+		while (page > within->page && !is_idle(s, page - 1))
+			page = skip_busy(s, page - 1);
+		for (end = page; page > within->page && n < limit && is_idle(s, page - 1); page--)
+			n++;
+		if (n == 0)
+			return 0;
+		r = punch(s, end - n, n);
+		if (r < 0)
+			return r;
+		limit -= n;
+	}
+	return 0;
+}
+
+void segment_unback(struct segment *s, const struct segment_part *part)
+{
+	punch(s, part->page, part->pages);
+}

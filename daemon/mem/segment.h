@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * segment: a tier's memory divided into pages - which are used, and which hold memory (are backed).
+ * Thread: the pool's lock guards all of it, but for segment_back(). Locks: none of its own.
+ * Blocks: for the tier's work. Errors: negative errno, nothing changed.
+ */
+#ifndef KVGATE_DAEMON_MEM_SEGMENT_H
+#define KVGATE_DAEMON_MEM_SEGMENT_H
+
+#include "daemon/mem/arena.h"
+#include "daemon/mem/tier.h"
+
+/* A used page is backed from the moment it is taken. Free pages may be either. */
+struct segment {
+	const struct tier_ops *tier;
+	struct tier_memory memory;
+	struct arena arena;
+	uint64_t *backed;	/* bit per page */
+	uint32_t n_backed;
+	uint32_t id;
+	uint8_t page_shift;
+	struct segment *next;	/* in the pool's list of those given back */
+};
+
+int segment_new(const struct tier_ops *tier, const struct tier_request *q, unsigned page_shift,
+	uint32_t id, struct segment **ret);
+struct segment *segment_free(struct segment *s);
+/* Gives all memory back; the fds stay open until segment_free(). */
+void segment_retire(struct segment *s);
+
+/* A run of pages. */
+struct segment_part {
+	uint32_t page, pages;
+};
+static inline struct segment_part segment_all(const struct segment *s)
+{
+	return (struct segment_part){.pages = s->arena.pages};
+}
+static inline uint32_t segment_used(const struct segment *s)
+{
+	return s->arena.pages - s->arena.free;
+}
+/* Free pages that hold memory. */
+static inline uint32_t segment_idle(const struct segment *s)
+{
+	return s->n_backed - segment_used(s);
+}
+
+/* The least part of the run that covers its pages that are not backed; pages 0 when there are none. */
+void segment_cold(const struct segment *s, uint32_t page, uint32_t pages, struct segment_part *ret_part);
+/* The next free pages that are not backed, at most `limit`: for the one that backs ahead of need. */
+void segment_next_cold(const struct segment *s, uint32_t limit, struct segment_part *ret_part);
+void segment_mark_backed(struct segment *s, const struct segment_part *part);
+/* The system call for it. Without the pool's lock: the caller sees to it that nobody punches there meanwhile. */
+int segment_back(struct segment *s, const struct segment_part *part);
+/* Gives the memory of idle pages in this part back, at most `limit` pages. */
+int segment_punch_idle(struct segment *s, const struct segment_part *within, uint32_t limit);
+/* Gives back the memory of this part, used or not; what the tier does not take still counts as backed. */
+void segment_unback(struct segment *s, const struct segment_part *part);
+
+#endif

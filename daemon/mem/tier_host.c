@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A host segment is a sealed memfd, mapped here read-write and given to clients as a read-only description. Its
+ * inode is of mode 0400 and belongs to the daemon's user, so a client of another user can neither re-open it for writing
+ * nor change the mode; mmap, mprotect and madvise obey the description.
+ *
+ * Huge pages: hugetlb where the machine has as many reserved (the mapping takes its reservation at once, so that a
+ * fault cannot fail), else transparent ones, if the kernel's shmem_enabled allows. With those the
+ * kernel may back up to 2 MiB around a page that was asked for; extents lie close together, so this is one such piece
+ * a segment, and is not counted.
+ */
+#include "daemon/mem/tier.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <limits.h>
+#include <numaif.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "daemon/mem/memfd.h"
+#include "proto/shm.h"
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+#ifndef MFD_HUGE_2MB
+#define MFD_HUGE_2MB (21u << 26)
+#endif
+#define NODES_MAX 1024	/* the kernel's own limit */
+
+static void host_unmap(const struct tier_ops *t, struct tier_memory *m)
+{
+	if (!m->addr)
+		return;
+	t->punch(t, m, 0, m->bytes); /* a client may have it mapped still; nothing more can be done if this fails */
+	munmap(m->addr, m->bytes);
+	m->addr = NULL;
+}
+
+static void host_close(const struct tier_ops *t, struct tier_memory *m)
+{
+	host_unmap(t, m);
+	if (m->client_fd >= 0)
+		close(m->client_fd);
+	if (m->fd >= 0)
+		close(m->fd);
+	m->client_fd = m->fd = -1;
+}
+
+static int bind_to(void *addr, uint64_t bytes, int node)
+{
+	unsigned long mask[NODES_MAX / (sizeof(unsigned long) * CHAR_BIT)] = {0};
+	const unsigned bits = sizeof(unsigned long) * CHAR_BIT;
+
+	if (node >= NODES_MAX)
+		return -EINVAL;
+	mask[(unsigned)node / bits] = 1ul << (unsigned)node % bits;
+	return mbind(addr, bytes, MPOL_BIND, mask, NODES_MAX + 1, 0) < 0 ? -errno : 0;
+}
+
+static int open_one(const struct tier_ops *t, const struct tier_request *q, bool hugetlb,
+	struct tier_memory *ret)
+{
+	struct tier_memory m = {.bytes = q->bytes, .fd = -1, .client_fd = -1, .set_aside = hugetlb};
+	void *addr;
+	int r;
+
+	r = memfd_new("kvgate-segment", q->bytes, 0400, hugetlb ? MFD_HUGETLB | MFD_HUGE_2MB : 0, &m.fd);
+	if (r < 0)
+		return r;
+	r = memfd_read_only(m.fd, &m.client_fd);
+	if (r < 0)
+		goto fail;
+	addr = mmap(NULL, q->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, m.fd, 0);
+	if (addr == MAP_FAILED) {
+		r = -errno;
+		goto fail;
+	}
+	m.addr = addr;
+	if (q->numa_node >= 0) {
+		r = bind_to(addr, q->bytes, q->numa_node);
+		if (r < 0)
+			goto fail;
+	}
+	if (q->huge_pages && !hugetlb)
+		madvise(addr, q->bytes, MADV_HUGEPAGE); /* a wish: a kernel without them says no */
+	*ret = m;
+	return 0;
+fail:
+	host_close(t, &m);
+	return r;
+}
+
+static int host_open(const struct tier_ops *t, const struct tier_request *q, struct tier_memory *ret)
+{
+	if (q->huge_pages && open_one(t, q, true, ret) == 0)
+		return 0;
+	return open_one(t, q, false, ret);
+}
+
+static int host_back(const struct tier_ops *t, const struct tier_memory *m, uint64_t offset,
+	uint64_t bytes)
+{
+	int r;
+
+	(void)t;
+	do
+		r = madvise((uint8_t *)m->addr + offset, bytes, MADV_POPULATE_WRITE);
+	while (r < 0 && errno == EINTR);
+	return r < 0 ? -errno : 0;
+}
+
+static int host_punch(const struct tier_ops *t, const struct tier_memory *m, uint64_t offset,
+	uint64_t bytes)
+{
+	(void)t;
+	return fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes) < 0
+		       ? -errno
+		       : 0;
+}
+
+const struct tier_ops tier_host = {
+	.name = "host",
+	.tier = KVG_TIER_HOST,
+	.open = host_open,
+	.back = host_back,
+	.punch = host_punch,
+	.unmap = host_unmap,
+	.close = host_close,
+};
