@@ -142,51 +142,55 @@ static void late_reply(struct kvg_client *c, struct reply *r)
 		give_back(c, &q);
 }
 
+static struct call **find_call(struct kvg_client *c, uint64_t id)
+{
+	struct call **p = &c->calls;
+
+	while (*p && (*p)->id != id)
+		p = &(*p)->next;
+	return p;
+}
+
 static struct call *take_call(struct kvg_client *c, uint64_t id)
 {
-	for (struct call **p = &c->calls; *p; p = &(*p)->next)
-		if ((*p)->id == id) {
-			struct call *call = *p;
+	struct call **p = find_call(c, id), *call = *p;
 
-			*p = call->next;
-			return call;
-		}
-	return NULL;
+	if (call)
+		*p = call->next;
+	return call;
+}
+
+static void accept_event(struct kvg_client *c, struct reply *r)
+{
+	if (c->n_events < EVENTS_QUEUED_MAX) {
+		enqueue(c, NULL, 0, r);
+	} else {
+		c->lost_events++;
+		reply_fini(r);
+	}
 }
 
 static int accept_reply(struct kvg_client *c, struct reply *r)
 {
-	struct call *call;
+	struct call *call = *find_call(c, r->msg->id);
 
-	if (r->msg->id == 0) {
-		if (c->n_events < EVENTS_QUEUED_MAX) {
-			enqueue(c, NULL, 0, r);
-		} else {
-			c->lost_events++;
-			reply_fini(r);
-		}
-		return 0;
-	}
-	call = take_call(c, r->msg->id);
-	if (!call || (r->msg->code == KVG_CODE_OK && r->msg->body_case != call->body)) {
+	if (!call || call->done ||
+		(r->msg->code == KVG_CODE_OK && r->msg->body_case != call->body)) {
 		reply_fini(r);
-		free(call);
 		return client_end(c, -EPROTO, "the daemon answered what was not asked");
 	}
 	switch (call->kind) {
-	case CALL_BLOCKING: /* back into the list: the waiter takes it from there */
+	case CALL_BLOCKING: /* stays in the list until its waiter takes it */
 		call->reply = *r;
 		call->done = true;
-		call->next = c->calls;
-		c->calls = call;
 		break;
 	case CALL_COMMIT:
-		enqueue(c, call, 0, r);
+		enqueue(c, take_call(c, call->id), 0, r);
 		break;
 	case CALL_ABANDONED:
+		free(take_call(c, call->id));
 		late_reply(c, r);
 		reply_fini(r);
-		free(call);
 		break;
 	}
 	return 0;
@@ -211,7 +215,10 @@ static int receive_one(struct kvg_client *c)
 	r = reply_parse(c->in, (size_t)n, fds, n_fds, &reply);
 	if (r < 0)
 		return client_end(c, -EPROTO, "the daemon sent a message that cannot be");
-	r = accept_reply(c, &reply);
+	if (reply.msg->id == 0)
+		accept_event(c, &reply);
+	else
+		r = accept_reply(c, &reply);
 	return r < 0 ? r : 1;
 }
 

@@ -145,7 +145,8 @@ static void layout_entry(const Kvgate__V1__LayoutInfo *m, struct kvg_layout_entr
 		.opaque_bytes = m->opaque_bytes,
 	};
 
-	memcpy(l.edges, m->edges, m->n_edges * sizeof(l.edges[0])); /* reply_parse() counted them */
+	if (m->n_edges) /* reply_parse() counted them */
+		memcpy(l.edges, m->edges, m->n_edges * sizeof(l.edges[0]));
 	if (m->fingerprint.len)
 		memcpy(l.fingerprint, m->fingerprint.data, sizeof(l.fingerprint));
 	snprintf(l.model, sizeof(l.model), "%s", m->model);

@@ -128,7 +128,8 @@ static void take_reply(struct kvg_layout *l, const struct kvg_layout_options *o,
 	l->n_edges =
 		(uint32_t)m
 			->n_edges; /* reply_parse(): at most KVG_PLANES_MAX - 1, and whole digests */
-	memcpy(l->edges, m->edges, m->n_edges * sizeof(l->edges[0]));
+	if (m->n_edges)
+		memcpy(l->edges, m->edges, m->n_edges * sizeof(l->edges[0]));
 	memcpy(l->fingerprint, m->fingerprint.data, sizeof(l->fingerprint));
 	if (m->gate_digest.len)
 		memcpy(l->gate_digest, m->gate_digest.data, sizeof(l->gate_digest));

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+if(TARGET kvgate_static)
+	foreach(name test_client test_client_read)
+		kvg_test(${name} SOURCES ${name}.c client_fake.c LIBS kvgate_static Threads::Threads LABELS unit)
+		target_include_directories(${name} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+	endforeach()
+endif()
+
+# The public header in every language it promises.
+find_program(KVG_CXX NAMES c++ g++ clang++ clang++-14 clang-14)
+set(use_header ${CMAKE_CURRENT_SOURCE_DIR}/use_header.c)
+set(strict -pedantic -Wall -Wextra -Werror -fsyntax-only -I${CMAKE_SOURCE_DIR}/client/include
+	-I${CMAKE_SOURCE_DIR}/proto)
+foreach(std c99 c11 gnu17)
+	add_test(NAME kvgate_h_${std} COMMAND ${CMAKE_C_COMPILER} -std=${std} ${strict} ${use_header})
+	set_tests_properties(kvgate_h_${std} PROPERTIES LABELS unit)
+endforeach()
+foreach(std c++11 c++17 c++20)
+	if(KVG_CXX)
+		add_test(NAME kvgate_h_${std} COMMAND ${KVG_CXX} -x c++ -std=${std} ${strict}
+			-Wno-missing-field-initializers ${use_header})
+		set_tests_properties(kvgate_h_${std} PROPERTIES LABELS unit)
+	endif()
+endforeach()
