@@ -215,8 +215,13 @@ const char *cache_policy_model(const struct cache_tenant *t, unsigned i, float *
 
 /* ---- events ------------------------------------------------------------------------------- */
 
+enum cache_event_kind {	/* as Kvgate__V1__EventKind has them */
+	CACHE_EVENT_COMMITTED = 1,
+	CACHE_EVENT_SHRUNK = 2,
+	CACHE_EVENT_EVICTED = 3,
+};
 struct cache_event {
-	int kind;		/* 1 committed, 2 shrunk, 3 evicted: Kvgate__V1__EventKind */
+	enum cache_event_kind kind;
 	struct cache_tenant *tenant;
 	struct kvg_key key;
 	uint32_t layout;
@@ -224,6 +229,7 @@ struct cache_event {
 	uint32_t held;
 	uint64_t bytes;
 };
+/* May not call back into the cache. */
 typedef void (*cache_event_fn)(void *userdata, const struct cache_event *e);
 void cache_on_event(struct cache *c, cache_event_fn fn, void *userdata);
 
@@ -236,5 +242,8 @@ struct cache_segment_info {
 	int fd;			/* borrowed, read-only description */
 };
 int cache_segment_get(struct cache_tenant *t, uint32_t id, struct cache_segment_info *ret);	/* -ENOENT */
+
+/* For tests and debugging, walks everything: 0, or -EBADMSG and a line in the log for each invariant that is broken. */
+int cache_check(struct cache *c);
 
 #endif

@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A block lives in four places at once, and enters and leaves them together: the index (what readers see), the pool (its
+ * extents), the policy (its turn under pressure) and the tree of prefixes (children hang on their parent).
+ * The tree is kept here and not read from the index: it is needed from the parent down, and the daemon decides by its
+ * own memory, never by what it shows.
+ *
+ *	block_publish()		policy_insert -> index_insert -> tree, sums
+ *	evict_batch_*		hides in the index, shrinks or removes in the policy, and after the scan:
+ *	block_drop_planes()	extents -> pool; refs in the index say where they were no more
+ *	block_free()		the rest
+ */
+#include "daemon/cache/block.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/cache/pack.h"
+#include "daemon/cache/tenant.h"
+#include "proto/plane.h"
+
+/* ---- bits ---- */
+
+uint8_t block_best(const struct block *b, uint32_t n)
+{
+	uint8_t best = 0;
+
+	for (uint32_t p = 0; p < b->n_planes && n; p++)
+		if (b->planes >> p & 1) {
+			best |= (uint8_t)(1u << p);
+			n--;
+		}
+	return best;
+}
+
+float block_retention(const struct block *b)
+{
+	uint64_t there = 0;
+
+	if (b->held == b->planes)
+		return 1.0f;
+	for (uint32_t p = 0; p < b->n_planes; p++)
+		there += b->held >> p & 1 ? b->plane[p].pairs : 0;
+	return b->pairs ? (float)((double)there / (double)b->pairs) : 0.0f;
+}
+
+uint64_t block_payload(const struct block *b, uint8_t planes)
+{
+	uint64_t bytes = 0;
+
+	for (uint32_t p = 0; p < b->n_planes; p++)
+		bytes += planes >> p & 1 ? b->plane[p].bytes : 0;
+	return bytes;
+}
+
+uint64_t block_pages(const struct block *b, uint8_t planes)
+{
+	uint64_t bytes = 0;
+
+	for (uint32_t p = 0; p < b->n_planes; p++)
+		bytes += planes >> p & 1 ? extent_bytes(&b->plane[p].extent) : 0;
+	return bytes;
+}
+
+uint32_t block_droppable_from(const struct block *b, float floor)
+{
+	/* a floor of .3 is a float a little above .3: that must not cost a plane */
+	const double enough = (double)floor * (double)b->pairs * (1 - 1e-6);
+	uint64_t there = 0;
+	uint32_t n = 0;
+
+	for (uint32_t p = 0; p < b->n_planes; p++) {
+		if (!(b->planes >> p & 1))
+			continue;
+		there += b->plane[p].pairs;
+		n++;
+		if ((double)there >= enough)
+			break;
+	}
+	return n;
+}
+
+/* ---- tree ---- */
+
+static void link_in(struct block_list *l, struct block *b)
+{
+	b->next = l->first;
+	b->link = &l->first;
+	if (b->next)
+		b->next->link = &b->next;
+	l->first = b;
+}
+
+static void unlink_from(struct block *b)
+{
+	*b->link = b->next;
+	if (b->next)
+		b->next->link = b->link;
+}
+
+struct block *block_deepest(struct block *b)
+{
+	while (b && b->children.first)
+		b = b->children.first;
+	return b;
+}
+
+struct block *block_first(struct block_list *roots)
+{
+	return block_deepest(roots->first);
+}
+
+struct block *block_next(const struct block *b)
+{
+	return b->next ? block_deepest(b->next) : b->parent;
+}
+
+struct block *block_find(struct cache_tenant *t, uint32_t layout, const struct kvg_key *key)
+{
+	uint32_t slot = index_find(t->index, layout, key);
+
+	return slot == KVG_SLOT_NONE ? NULL : t->by_slot[slot];
+}
+
+struct block *block_get(struct cache_tenant *t, struct kvg_handle h)
+{
+	struct block *b = h.slot < index_slots(t->index) ? t->by_slot[h.slot] : NULL;
+
+	return b && b->handle.gen == h.gen ? b : NULL;
+}
+
+bool block_tokens_differ(const struct block *b, const uint32_t *ids, uint32_t n)
+{
+	const struct block_plane *best = &b->plane[0];
+	struct plane_view v;
+
+	if (b->tokens != n)
+		return true;
+	if (!ids || plane_open(best->extent.addr, extent_bytes(&best->extent), &v) < 0 ||
+		!v.n_token_ids)
+		return false;
+	return !pack_tokens_equal(best->extent.addr, extent_bytes(&best->extent), ids, n);
+}
+
+/* ---- life ---- */
+
+static void count(struct block *b, uint8_t planes, int sign)
+{
+	struct counter_scope *s = b->layout->counters;
+	const int64_t pages = (int64_t)block_pages(b, planes);
+
+	b->tenant->used += (uint64_t)(sign * pages);
+	counter_add(s, COUNTER_BYTES, KVG_TIER_HOST, sign * pages);
+	for (uint32_t p = 0; p < b->n_planes; p++)
+		if (planes >> p & 1)
+			counter_add(s, COUNTER_PAYLOAD, p, sign * (int64_t)b->plane[p].bytes);
+}
+
+static struct block *block_make(struct cache_tenant *t, struct cache_layout *l,
+	const struct pack_job *j, struct block *parent)
+{
+	struct block *b = calloc(1, sizeof(*b) + j->n_planes * sizeof(b->plane[0]));
+
+	if (!b)
+		return NULL;
+	b->tenant = t;
+	b->layout = l;
+	b->key = *j->key;
+	b->parent = parent;
+	b->tokens = j->tokens;
+	b->depth = parent ? parent->depth + 1 : 0;
+	b->n_planes = j->n_planes;
+	b->node.parent = parent ? &parent->node : NULL;
+	memcpy(&b->node.key_hash, b->key.b, sizeof(b->node.key_hash));
+	for (uint32_t p = 0; p < j->n_planes; p++) {
+		uint32_t i = b->node.n_planes;
+
+		if (!j->plane[p].extent.pages)
+			continue;
+		b->plane[p] = (struct block_plane){
+			j->plane[p].extent, j->plane[p].bytes, j->plane[p].pairs};
+		b->planes |= (uint8_t)(1u << p);
+		b->pairs += j->plane[p].pairs;
+		b->node.bytes[i] = extent_bytes(&j->plane[p].extent);
+		b->node.mass[i] = j->plane[p].mass;
+		b->node.n_planes++;
+	}
+	assert(b->planes & 1); /* plane 0 carries what is protected, and the token ids */
+	b->held = b->planes;
+	b->node.droppable_from = block_droppable_from(b, tenant_floor(t, l->identity.model));
+	return b;
+}
+
+static void describe(const struct block *b, struct index_block *ret)
+{
+	*ret = (struct index_block){
+		.key = b->key,
+		.layout = b->layout->id,
+		.parent = b->parent ? b->parent->handle.slot : KVG_SLOT_NONE,
+		.tokens = b->tokens,
+		.depth = b->depth,
+		.n_planes = b->n_planes,
+		.held = b->held,
+		.mapped = b->held,
+	};
+	for (uint32_t p = 0; p < b->n_planes; p++)
+		ret->plane[p] = (struct kvg_shm_plane_ref){
+			.bytes = b->plane[p].bytes,
+			.segment = b->plane[p].extent.segment,
+			.page = b->plane[p].extent.page,
+			.pairs = b->plane[p].pairs,
+			.tier = b->plane[p].extent.tier,
+			.page_shift = b->plane[p].extent.page_shift,
+		};
+}
+
+int block_publish(struct cache_tenant *t, struct cache_layout *l, const struct pack_job *packed,
+	struct block *parent, struct block **ret)
+{
+	struct block *b = block_make(t, l, packed, parent);
+	struct index_block shown;
+	int r;
+
+	if (!b)
+		return -ENOMEM;
+	r = policy_insert(t->policy, &b->node);
+	if (r < 0) {
+		free(b);
+		return r;
+	}
+	describe(b, &shown);
+	r = index_insert(t->index, &shown, &b->handle);
+	assert(r == 0); /* a slot was set aside */
+	t->by_slot[b->handle.slot] = b;
+	link_in(parent ? &parent->children : &t->roots, b);
+	t->n_blocks++;
+	count(b, b->held, 1);
+	counter_add(l->counters, COUNTER_BLOCKS, 0, 1);
+	*ret = b;
+	return 0;
+}
+
+static void release_planes(struct block *b, uint8_t planes)
+{
+	count(b, planes, -1);
+	for (uint32_t p = 0; p < b->n_planes; p++)
+		if (planes >> p & 1)
+			pool_release(b->tenant->pool, &b->plane[p].extent);
+	b->held &= (uint8_t)~planes;
+}
+
+void block_drop_planes(struct block *b, uint8_t planes)
+{
+	assert(!(planes & ~b->held) && !(planes & 1));
+	index_drop_planes(b->tenant->index, b->handle.slot, planes);
+	release_planes(b, planes);
+}
+
+void block_free(struct block *b)
+{
+	struct cache_tenant *t = b->tenant;
+
+	assert(!b->children.first && !b->pins && !b->uses);
+	release_planes(b, b->held);
+	index_remove(t->index, b->handle.slot);
+	t->by_slot[b->handle.slot] = NULL;
+	unlink_from(b);
+	t->n_blocks--;
+	counter_add(b->layout->counters, COUNTER_BLOCKS, 0, -1);
+	free(b);
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * block: one committed block - its planes' extents, its place in the tree, its entry in the index.
+ * Thread: the control thread. Locks: none. Blocks: never. Errors: negative errno.
+ */
+#ifndef KVGATE_DAEMON_CACHE_BLOCK_H
+#define KVGATE_DAEMON_CACHE_BLOCK_H
+
+#include "daemon/cache/cache.h"
+#include "daemon/cache/policy.h"
+#include "daemon/mem/pool.h"
+
+struct block;
+struct pack_job;
+
+struct block_list {
+	struct block *first;
+};
+
+struct block_plane {
+	struct extent extent; /* pages 0: the plane has no pairs and never was anywhere */
+	uint64_t bytes;
+	uint32_t pairs;
+};
+
+/*
+ * Planes without pairs take no memory and no part in the order: node.n_planes counts the others, and node plane i
+ * is the i-th bit of `planes`.
+ */
+struct block {
+	struct policy_node node;
+	struct kvg_handle handle;
+	struct kvg_key key;
+	struct cache_tenant *tenant;
+	struct cache_layout *layout;
+	struct block *parent;
+	struct block_list children;
+	struct block *next, **link; /* in the parent's children, or the tenant's roots */
+	uint32_t tokens, depth;
+	uint32_t pins;      /* through the socket */
+	uint32_t uses;      /* commits in flight that need this block as parent */
+	uint32_t seen_pins; /* by the last survey, see tenant_survey() */
+	uint64_t seen_stamp;
+	uint32_t batch;    /* 1 + place among the victims of a running batch */
+	uint32_t n_planes; /* as committed */
+	uint8_t planes;    /* bits: those that held pairs when committed */
+	uint8_t held;      /* bits: still there */
+	uint64_t pairs;
+	struct block_plane plane[]; /* [n_planes] */
+};
+
+static inline struct block *block_of(struct policy_node *n)
+{
+	return (struct block *)((char *)n - offsetof(struct block, node));
+}
+
+/*
+ * Publishes what was packed; takes the extents over on success. parent NULL: a root. A slot of the index was set aside
+ * before. -ENOMEM.
+ */
+int block_publish(struct cache_tenant *t, struct cache_layout *l, const struct pack_job *packed,
+	struct block *parent, struct block **ret);
+/* Hidden from readers, out of the policy, unpinned and childless: gives everything back. */
+void block_free(struct block *b);
+/* The same for planes that readers do not see any more. */
+void block_drop_planes(struct block *b, uint8_t planes);
+
+struct block *block_find(struct cache_tenant *t, uint32_t layout, const struct kvg_key *key);
+struct block *block_get(struct cache_tenant *t, struct kvg_handle h); /* NULL when it is gone */
+
+/* Bits of the best n planes that have pairs, and how many of those bits there are. */
+uint8_t block_best(const struct block *b, uint32_t n);
+static inline uint32_t plane_count(uint8_t planes)
+{
+	return (uint32_t)__builtin_popcount(planes);
+}
+float block_retention(const struct block *b);
+uint64_t block_payload(const struct block *b, uint8_t planes);
+uint64_t block_pages(const struct block *b, uint8_t planes); /* bytes */
+
+/* Node planes that must stay: the fewest best ones that hold >= floor of the pairs. */
+uint32_t block_droppable_from(const struct block *b, float floor);
+
+/* All blocks, children before their parents: start with block_first(), NULL at the end. */
+struct block *block_first(struct block_list *roots);
+struct block *block_deepest(
+	struct block *b); /* the first of the subtree below b; b itself comes last */
+struct block *block_next(const struct block *b);
+
+/* The stored token ids against these. ids NULL, or none stored: nothing is known, so nothing differs. */
+bool block_tokens_differ(const struct block *b, const uint32_t *ids, uint32_t n);
+
+#endif

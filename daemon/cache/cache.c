@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The cache as a whole: builds its parts in layer order and takes them down in the opposite one; pins through the socket;
+ * segments. How the parts share the work:
+ *
+ *	commit.c	staged block -> workers -> block.c		tenant.c	limits, touches, ticks
+ *	block.c		index + pool + policy + tree			layout.c	layouts, gates
+ *	evictor.c	policy -> pins.c -> block.c			show.c		list, inspect, purge
+ *
+ * Everything runs on the loop's thread but pack_run() and the pool's prefaulting.
+ */
+#include "daemon/cache/cache.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/cache/evictor.h"
+#include "daemon/cache/tenant.h"
+#include "daemon/mem/tier.h"
+
+#define TICK_NS 100000000 /* fine enough for an order of reading, coarse enough to idle */
+
+static void on_tick(void *userdata)
+{
+	struct cache *c = userdata;
+
+	for (struct cache_tenant *t = c->tenants; t; t = t->next)
+		tenant_tick(t);
+	commits_retry(c);
+}
+
+static bool options_possible(const struct cache_options *o)
+{
+	return o->host_bytes && o->segment_bytes && !(o->segment_bytes & (o->segment_bytes - 1)) &&
+		o->segment_bytes >= KVG_PAGE_MIN && o->index_slots &&
+		o->index_slots <= INDEX_SLOTS_MAX && o->high_watermark > 0 &&
+		o->high_watermark <= 1 && o->low_watermark > 0 &&
+		o->low_watermark <= o->high_watermark && o->pack_workers;
+}
+
+static int start(struct cache *c)
+{
+	const struct pool_options pool = {
+		.tier = &tier_host,
+		.budget = c->o.host_bytes,
+		.segment_bytes = c->o.segment_bytes,
+		.numa_node = c->o.numa_node,
+		.huge_pages = c->o.huge_pages,
+		.prefault = c->o.prefault,
+	};
+	int r;
+
+	r = key_hasher_new(&c->hasher);
+	if (r == 0)
+		r = pool_new(&pool, &c->pool);
+	if (r == 0)
+		r = loop_add_timer(c->loop, evict_on_timer, c, &c->evict_timer);
+	if (r == 0)
+		r = loop_add_timer(c->loop, on_tick, c, &c->tick_timer);
+	if (r == 0)
+		r = commits_init(c);
+	if (r == 0)
+		r = loop_arm(c->tick_timer, TICK_NS, TICK_NS);
+	return r;
+}
+
+int cache_new(const struct cache_options *o, struct cache **ret)
+{
+	struct cache *c;
+	int r;
+
+	loop_assert_owner(o->loop);
+	if (!options_possible(o))
+		return -EINVAL;
+	c = calloc(1, sizeof(*c));
+	if (!c)
+		return -ENOMEM;
+	c->o = *o;
+	c->loop = o->loop;
+	c->counters = o->counters;
+	r = start(c);
+	if (r < 0) {
+		cache_free(c);
+		return r;
+	}
+	*ret = c;
+	return 0;
+}
+
+struct cache *cache_free(struct cache *c)
+{
+	if (!c)
+		return NULL;
+	loop_assert_owner(c->loop);
+	commits_fini(c);
+	c->tick_timer = loop_del_timer(c->tick_timer);
+	c->evict_timer = loop_del_timer(c->evict_timer);
+	tenants_free(c);
+	pool_free(c->pool);
+	layout_gates_free(c);
+	key_hasher_free(c->hasher);
+	free(c);
+	return NULL;
+}
+
+void cache_on_event(struct cache *c, cache_event_fn fn, void *userdata)
+{
+	loop_assert_owner(c->loop);
+	c->on_event = fn;
+	c->on_event_data = userdata;
+}
+
+/* ---- pins through the socket ---- */
+
+int cache_acquire(struct cache_tenant *t, const struct cache_layout *l, const struct kvg_key *key,
+	float min_retention, struct cache_block_result *ret)
+{
+	struct block *b;
+
+	loop_assert_owner(t->cache->loop);
+	b = block_find(t, l->id, key);
+	if (!b) {
+		counter_add(l->counters, COUNTER_MISSES, 0, 1);
+		return KVG_CODE_NOT_FOUND;
+	}
+	policy_touch(t->policy, &b->node);
+	*ret = (struct cache_block_result){
+		.handle = b->handle,
+		.retention = block_retention(b),
+		.held = b->held,
+		.mapped = b->held,
+	};
+	if (ret->retention < min_retention)
+		return KVG_CODE_BELOW_RETENTION;
+	b->pins++;
+	counter_add(l->counters, COUNTER_ACQUIRES, 0, 1);
+	return KVG_CODE_OK;
+}
+
+int cache_release(struct cache_tenant *t, struct kvg_handle h)
+{
+	struct block *b;
+
+	loop_assert_owner(t->cache->loop);
+	b = block_get(t, h);
+	if (!b || !b->pins)
+		return KVG_CODE_NOT_FOUND;
+	b->pins--;
+	t->passed_over = 0;
+	return KVG_CODE_OK;
+}
+
+bool cache_present_in(
+	struct cache_tenant *t, const struct cache_layout *l, const struct kvg_key *key)
+{
+	struct block *b;
+
+	loop_assert_owner(t->cache->loop);
+	b = block_find(t, l ? l->id : 0, key);
+	if (b)
+		policy_touch(t->policy, &b->node);
+	return b;
+}
+
+bool cache_present(struct cache_tenant *t, const struct kvg_key *key)
+{
+	return cache_present_in(t, NULL, key);
+}
+
+/* ---- segments ---- */
+
+int cache_segment_get(struct cache_tenant *t, uint32_t id, struct cache_segment_info *ret)
+{
+	struct pool_segment s;
+	int r;
+
+	loop_assert_owner(t->cache->loop);
+	r = pool_segment_get(t->pool, id, &s);
+	if (r == 0)
+		*ret = (struct cache_segment_info){
+			.id = s.id,
+			.page_shift = s.page_shift,
+			.tier = s.tier,
+			.bytes = s.bytes,
+			.fd = s.fd,
+		};
+	return r;
+}

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * evictor: takes the least valuable planes and blocks away; private to daemon/cache.
+ * Thread: the control thread. Locks: none. Blocks: never; work is bounded per call. Errors: none.
+ */
+#ifndef KVGATE_DAEMON_CACHE_EVICTOR_H
+#define KVGATE_DAEMON_CACHE_EVICTOR_H
+
+#include "daemon/cache/block.h"
+#include "daemon/cache/pins.h"
+
+struct cache;
+struct cache_tenant;
+
+/* Blocks that are about to lose planes, or to go altogether; decided together, for one scan of the pins. */
+struct victim {
+	struct block *block; /* NULL: another entry of the same block replaced this one */
+	uint8_t before, after;
+	uint32_t policy_held; /* before */
+	bool stays;
+};
+enum evict_reason {
+	EVICT_PRESSURE,
+	EVICT_REQUEST,
+	EVICT_CORRUPT
+};
+struct evict_batch {
+	struct cache_tenant *tenant;
+	enum evict_reason reason;
+	unsigned n;
+	struct victim victim[PIN_SET_MAX];
+	struct cache_purge_result result; /* sums of what went, and what was pinned */
+	uint64_t freed;                   /* page bytes */
+};
+void evict_batch_init(struct evict_batch *e, struct cache_tenant *t, enum evict_reason reason);
+/* Hides all planes but the `after` bits (0 = the whole block, which has no children then). False: full, settle first. */
+bool evict_batch_add(struct evict_batch *e, struct block *b, uint8_t after);
+/* Scans, puts back what is pinned, frees the rest; the batch is empty again, sums go on. */
+void evict_batch_settle(struct evict_batch *e);
+
+/* One bounded round for `bytes` of pages and `slots` of the index. False: nothing may go now, however often one asks. */
+bool evict_round(struct cache_tenant *t, uint64_t bytes, uint64_t slots);
+/* The tenant that uses most of its quota and has something that may go gives up `bytes`. */
+bool evict_anyone(struct cache *c, uint64_t bytes);
+
+/* Something was stored or a limit changed: is a watermark passed? */
+void evict_check(struct cache *c, struct cache_tenant *t);
+void evict_on_timer(void *cache);
+
+#endif

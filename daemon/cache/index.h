@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * index: one tenant's table of blocks, in shared memory that its clients map read-only.
+ * Thread: the control thread writes; clients read as proto/shm.h says. Locks: none, ordered stores.
+ * Blocks: never. Errors: negative errno; -ENOSPC no slot left, -EBADMSG memory that is not an index.
+ */
+#ifndef KVGATE_DAEMON_CACHE_INDEX_H
+#define KVGATE_DAEMON_CACHE_INDEX_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "proto/shm.h"
+
+#define INDEX_SLOTS_MAX                                                                            \
+	(1u << 26) /* 64 Mi blocks: 17 GiB of sparse memory, far below KVG_SLOT_NONE */
+
+struct index;
+
+/* A sealed, sparse memfd of n_slots entries; memory is used as slots are. */
+int index_new(uint64_t n_slots, struct index **ret);
+struct index *index_free(struct index *x);
+int index_fd(const struct index *x); /* borrowed, read-only description */
+uint64_t index_slots(const struct index *x);
+uint64_t index_slots_free(const struct index *x);
+uint64_t index_slots_used_end(const struct index *x); /* slots at and above were never used */
+
+/* What is told about a block. plane[i].check is filled in by index_insert(). */
+struct index_block {
+	struct kvg_key key;
+	uint32_t layout;
+	uint32_t parent; /* slot, KVG_SLOT_NONE at a root */
+	uint32_t tokens;
+	uint32_t depth;
+	uint32_t n_planes;
+	uint8_t held;   /* planes in any tier, at least one */
+	uint8_t mapped; /* of them, in segments that clients can map */
+	struct kvg_shm_plane_ref plane[KVG_PLANES_MAX];
+};
+
+/* Publishes the block under the next generation of a free slot. -ENOSPC. */
+int index_insert(struct index *x, const struct index_block *b, struct kvg_handle *ret);
+
+/* Slot of the live block, KVG_SLOT_NONE. layout 0: of any layout. */
+uint32_t index_find(const struct index *x, uint32_t layout, const struct kvg_key *key);
+
+/*
+ * The planes that readers see from now on; held 0 hides the whole block. May be put back. The caller
+ * fences and scans the pin pages before it takes the memory away.
+ */
+void index_set_planes(struct index *x, uint32_t slot, uint8_t held, uint8_t mapped);
+/* After that: these planes are nowhere any more; pairs and bytes stay as a record. */
+void index_drop_planes(struct index *x, uint32_t slot, uint8_t planes);
+/* After index_set_planes(slot, 0, 0): the slot is free and its generation is past. */
+void index_remove(struct index *x, uint32_t slot);
+
+const struct kvg_shm_entry *index_entry(const struct index *x, uint32_t slot);
+uint32_t index_generation(const struct index *x, uint32_t slot);
+
+/*
+ * Reads an index that nobody writes - one that is to be adopted, or a damaged one - and trusts nothing in it.
+ * fn sees a checked copy of every entry that is whole; parents may come after their children.
+ */
+struct index_report {
+	uint64_t live;    /* whole, and found by their key */
+	uint64_t damaged; /* marked live, but something does not fit */
+};
+typedef void (*index_entry_fn)(
+	void *userdata, uint32_t slot, uint32_t gen, const struct kvg_shm_entry *copy);
+int index_scan(const void *map, uint64_t bytes, index_entry_fn fn, void *userdata,
+	struct index_report *ret);
+
+/* For tests: every entry, bucket and counter against each other. 0 or -EBADMSG. */
+int index_check(const struct index *x);
+
+#endif

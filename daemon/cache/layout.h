@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * layout: registered layouts of a tenant and the gates they are scored by; private to daemon/cache.
+ * Thread: the control thread; what a layout says never changes once a commit uses it. Locks: none.
+ * Blocks: never. Errors: negative errno, enum kvg_code for clients.
+ */
+#ifndef KVGATE_DAEMON_CACHE_LAYOUT_H
+#define KVGATE_DAEMON_CACHE_LAYOUT_H
+
+#include "daemon/cache/cache.h"
+
+#define LAYOUTS_MAX                                                                                \
+	256 /* per tenant: each is a model in one shape; more is a client that registers garbage */
+#define LAYOUT_TEXT_MAX 1024 /* model, revision, rope ...: settings, not documents */
+
+struct counter_scope;
+
+struct cache_gate {
+	struct gate *gate;
+	char *name;
+	bool retired;     /* takes no new layout */
+	unsigned layouts; /* that score with it */
+	struct cache_gate *next;
+};
+void layout_gates_free(struct cache *c);
+
+struct cache_layout {
+	struct cache_tenant *tenant;
+	struct counter_scope *counters;
+	uint32_t id;
+	struct layout_identity identity; /* strings are ours; edges and digest in force */
+	uint8_t fingerprint[32];
+	struct cache_gate *gate; /* NULL: scores come from the client, or none do */
+	uint32_t hidden_dtype;
+	uint32_t gated_layers;
+	uint32_t *
+		layer_gate; /* [layers] which gated layer each is, UINT32_MAX = not gated; NULL when opaque */
+	unsigned page_shift;
+	uint32_t floor_pairs;
+};
+struct cache_layout *layout_free(struct cache_layout *l);
+
+static inline uint32_t layout_planes(const struct cache_layout *l)
+{
+	return l->identity.n_edges + 1;
+}
+static inline bool layout_foreign(const struct cache_layout *l)
+{
+	return l->identity.key_namespace[0];
+}
+
+#endif

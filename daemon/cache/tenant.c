@@ -1,0 +1,370 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A tenant has an index, segments, an order of value and limits of its own; nothing of it is ever another's. What may
+ * be set while it runs - floors, quota, watermarks - takes effect at once for decisions; the order learns of a new
+ * floor by a walk over all blocks, a few thousand a tick, because it may be a million.
+ *
+ * Limits come from the configuration with every session that opens. They are taken over when the configuration itself
+ * changed; what was set at run time stays otherwise.
+ */
+#include "daemon/cache/tenant.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "daemon/base/log.h"
+#include "daemon/cache/evictor.h"
+
+#define WALK_SLOTS    4096     /* of a tick: well below a millisecond */
+#define SURVEY_AGE_NS 20000000 /* what people look at may be so old */
+
+/* ---- life ---- */
+
+static struct cache_tenant *tenant_free(struct cache_tenant *t)
+{
+	struct model_floor *m;
+	struct block *b, *next;
+
+	for (b = t->roots.first ? block_first(&t->roots) : NULL; b; b = next) {
+		next = block_next(b);
+		b->pins = 0;
+		index_set_planes(t->index, b->handle.slot, 0, 0);
+		block_free(b);
+	}
+	assert(!t->n_blocks && !t->used && !t->reserved);
+	for (uint32_t i = 0; i < t->n_layouts; i++)
+		layout_free(t->layouts[i]);
+	free(t->layouts);
+	while ((m = t->models)) {
+		t->models = m->next;
+		free(m->model);
+		free(m);
+	}
+	policy_free(t->policy);
+	pool_tenant_free(t->pool);
+	if (t->by_slot)
+		munmap(t->by_slot, index_slots(t->index) * sizeof(*t->by_slot));
+	index_free(t->index);
+	free(t->name);
+	free(t);
+	return NULL;
+}
+
+void tenants_free(struct cache *c)
+{
+	while (c->tenants) {
+		struct cache_tenant *t = c->tenants;
+
+		c->tenants = t->next;
+		tenant_free(t);
+	}
+}
+
+static int tenant_new(struct cache *c, const char *name, struct cache_tenant **ret)
+{
+	struct cache_tenant *t = calloc(1, sizeof(*t));
+	void *p;
+	int r = -ENOMEM;
+
+	if (!t)
+		return -ENOMEM;
+	t->cache = c;
+	job_list_init(&t->starved);
+	t->high = c->o.high_watermark;
+	t->low = c->o.low_watermark;
+	t->name = strdup(name);
+	if (!t->name)
+		goto error;
+	r = counters_scope(c->counters, name, "", &t->counters);
+	if (r == 0)
+		r = index_new(c->o.index_slots, &t->index);
+	if (r == 0)
+		r = pool_tenant_new(c->pool, &t->pool);
+	if (r == 0)
+		r = policy_new(&t->policy);
+	if (r < 0)
+		goto error;
+	p = mmap(NULL, index_slots(t->index) * sizeof(*t->by_slot), PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (p == MAP_FAILED) {
+		r = -errno;
+		goto error;
+	}
+	t->by_slot = p;
+	*ret = t;
+	return 0;
+error:
+	tenant_free(t);
+	return r;
+}
+
+int cache_tenant_open(
+	struct cache *c, const char *name, const struct cache_limits *l, struct cache_tenant **ret)
+{
+	struct cache_tenant *t = cache_tenant_find(c, name);
+	int r;
+
+	assert(l->host_bytes && l->floor > 0 && l->floor <= 1);
+	if (!t) {
+		struct cache_tenant **end = &c->tenants;
+
+		r = tenant_new(c, name, &t);
+		if (r < 0)
+			return r;
+		while (*end)
+			end = &(*end)->next;
+		*end = t;
+	}
+	if (l->host_bytes != t->configured.host_bytes) {
+		t->quota = l->host_bytes;
+		evict_check(c, t);
+	}
+	if (l->floor != t->configured.floor) {
+		t->floor = l->floor;
+		t->refloor = index_slots_used_end(t->index);
+	}
+	t->configured = *l;
+	*ret = t;
+	return 0;
+}
+
+struct cache_tenant *cache_tenant_find(struct cache *c, const char *name)
+{
+	struct cache_tenant *t = c->tenants;
+
+	loop_assert_owner(c->loop);
+	while (t && strcmp(t->name, name))
+		t = t->next;
+	return t;
+}
+
+struct cache_tenant *cache_tenant_next(struct cache *c, struct cache_tenant *after)
+{
+	return after ? after->next : c->tenants;
+}
+
+const char *cache_tenant_name(const struct cache_tenant *t)
+{
+	return t->name;
+}
+
+int cache_tenant_index_fd(const struct cache_tenant *t)
+{
+	return index_fd(t->index);
+}
+
+/* ---- floors, quota, watermarks ---- */
+
+static struct model_floor *model_find(const struct cache_tenant *t, const char *model)
+{
+	struct model_floor *m = t->models;
+
+	while (m && strcmp(m->model, model))
+		m = m->next;
+	return m;
+}
+
+float tenant_floor(const struct cache_tenant *t, const char *model)
+{
+	const struct model_floor *m = t->models ? model_find(t, model) : NULL;
+
+	return m ? m->floor : t->floor;
+}
+
+static int model_add(struct cache_tenant *t, const char *model, struct model_floor **ret)
+{
+	struct model_floor **at = &t->models, *m;
+	unsigned n = 0;
+
+	for (; *at; at = &(*at)->next)
+		n++;
+	if (n == TENANT_MODELS_MAX)
+		return -ENOSPC;
+	m = calloc(1, sizeof(*m));
+	if (!m)
+		return -ENOMEM;
+	m->model = strdup(model);
+	if (!m->model) {
+		free(m);
+		return -ENOMEM;
+	}
+	*at = *ret = m;
+	return 0;
+}
+
+static const char *bad_policy(const struct cache_tenant *t, const struct cache_policy *p)
+{
+	float high = p->high_watermark != 0 ? p->high_watermark : t->high;
+	float low = p->low_watermark != 0 ? p->low_watermark : t->low;
+
+	if (p->floor != 0 && !(p->floor > 0 && p->floor <= 1))
+		return "floor must be above 0 and at most 1";
+	if (!(high > 0 && high <= 1) || !(low > 0 && low <= 1))
+		return "watermarks must be above 0 and at most 1";
+	if (low > high)
+		return "the low watermark must not be above the high one";
+	return NULL;
+}
+
+int cache_policy_set(struct cache_tenant *t, const char *model, const struct cache_policy *p,
+	char *ret_why, size_t why_size)
+{
+	const char *why = bad_policy(t, p);
+	struct model_floor *m = NULL;
+
+	loop_assert_owner(t->cache->loop);
+	if (!why && model[0] && p->floor != 0) {
+		m = model_find(t, model);
+		if (!m && model_add(t, model, &m) < 0)
+			why = "too many models have a floor of their own";
+	}
+	if (why) {
+		snprintf(ret_why, why_size, "%s", why);
+		return KVG_CODE_BAD_ARGUMENT;
+	}
+	if (p->floor != 0) {
+		if (m)
+			m->floor = p->floor;
+		else
+			t->floor = p->floor;
+		t->refloor = index_slots_used_end(t->index);
+	}
+	if (p->host_bytes)
+		t->quota = p->host_bytes;
+	if (p->high_watermark != 0)
+		t->high = p->high_watermark;
+	if (p->low_watermark != 0)
+		t->low = p->low_watermark;
+	t->passed_over = 0;
+	evict_check(t->cache, t);
+	return KVG_CODE_OK;
+}
+
+void cache_policy_get(const struct cache_tenant *t, const char *model, struct cache_policy *ret)
+{
+	*ret = (struct cache_policy){
+		.floor = model[0] ? tenant_floor(t, model) : t->floor,
+		.host_bytes = t->quota,
+		.high_watermark = t->high,
+		.low_watermark = t->low,
+		.host_used = t->used,
+	};
+}
+
+const char *cache_policy_model(const struct cache_tenant *t, unsigned i, float *ret_floor)
+{
+	const struct model_floor *m = t->models;
+
+	while (m && i--)
+		m = m->next;
+	if (!m)
+		return NULL;
+	*ret_floor = m->floor;
+	return m->model;
+}
+
+/* ---- who read what ---- */
+
+static void touch(void *userdata, struct kvg_handle h)
+{
+	struct cache_tenant *t = userdata;
+	struct block *b = block_get(t, h);
+
+	if (b)
+		policy_touch(t->policy, &b->node);
+}
+
+static void count_touches(struct cache_tenant *t, const struct pins_drained *d)
+{
+	if (d->touches)
+		counter_add(t->counters, COUNTER_TOUCHES, 0, (int64_t)d->touches);
+	if (d->lost)
+		counter_add(t->counters, COUNTER_TOUCHES_LOST, 0, (int64_t)d->lost);
+}
+
+void tenant_drain(struct cache_tenant *t)
+{
+	struct pins_drained d = {0};
+
+	pins_drain(&t->pins, touch, t, &d);
+	count_touches(t, &d);
+}
+
+void cache_pins_attach(struct cache_tenant *t, struct pin_page *p)
+{
+	loop_assert_owner(t->cache->loop);
+	pins_attach(&t->pins, p);
+}
+
+void cache_pins_detach(struct cache_tenant *t, struct pin_page *p)
+{
+	struct pins_drained d = {0};
+
+	loop_assert_owner(t->cache->loop);
+	pins_drain_page(p, touch, t, &d);
+	count_touches(t, &d);
+	pins_detach(&t->pins, p);
+	t->passed_over = 0;
+	evict_check(t->cache, t);
+}
+
+static void survey(void *userdata, struct kvg_handle h)
+{
+	struct cache_tenant *t = userdata;
+	struct block *b = block_get(t, h);
+
+	if (!b)
+		return;
+	if (b->seen_stamp != t->survey)
+		b->seen_pins = 0;
+	b->seen_stamp = t->survey;
+	b->seen_pins++;
+}
+
+void tenant_survey(struct cache_tenant *t)
+{
+	uint64_t now = loop_now_ns();
+
+	if (t->survey && now - t->survey_at_ns < SURVEY_AGE_NS)
+		return;
+	t->survey++;
+	t->survey_at_ns = now;
+	pins_each(&t->pins, survey, t);
+}
+
+/* ---- now and then ---- */
+
+void tenant_gauges(struct cache_tenant *t)
+{
+	struct pool_stat st;
+
+	pool_tenant_stat(t->pool, &st);
+	counter_set(t->counters, COUNTER_SEGMENTS, KVG_TIER_HOST, (int64_t)st.segments);
+	counter_set(t->counters, COUNTER_RESIDENT, KVG_TIER_HOST, (int64_t)st.resident);
+}
+
+static void walk_floors(struct cache_tenant *t)
+{
+	for (unsigned n = 0; t->refloor && n < WALK_SLOTS; n++) {
+		struct block *b = t->by_slot[--t->refloor];
+
+		if (b)
+			policy_set_droppable(t->policy, &b->node,
+				block_droppable_from(
+					b, tenant_floor(t, b->layout->identity.model)));
+	}
+}
+
+void tenant_tick(struct cache_tenant *t)
+{
+	t->passed_over = 0; /* pins in pages go without telling anybody */
+	tenant_drain(t);
+	walk_floors(t);
+	tenant_gauges(t);
+	evict_check(t->cache, t);
+}

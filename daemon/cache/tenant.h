@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tenant: what the cache keeps for each tenant, and what all tenants share; private to daemon/cache.
+ * Thread: the control thread. Locks: none. Blocks: never. Errors: negative errno.
+ */
+#ifndef KVGATE_DAEMON_CACHE_TENANT_H
+#define KVGATE_DAEMON_CACHE_TENANT_H
+
+#include "daemon/base/counters.h"
+#include "daemon/base/loop.h"
+#include "daemon/cache/block.h"
+#include "daemon/cache/cache.h"
+#include "daemon/cache/commit.h"
+#include "daemon/cache/index.h"
+#include "daemon/cache/layout.h"
+#include "daemon/cache/pins.h"
+#include "daemon/cache/policy.h"
+#include "daemon/mem/pool.h"
+
+#define TENANT_MODELS_MAX 256 /* floors of their own; an administrator's, so few */
+
+struct model_floor {
+	char *model;
+	float floor;
+	struct model_floor *next;
+};
+
+struct cache_tenant {
+	struct cache *cache;
+	char *name;
+	struct cache_tenant *next;
+	struct counter_scope *counters; /* model "" */
+
+	struct index *index;
+	struct pool_tenant *pool;
+	struct policy *policy;
+	struct pins pins;
+
+	struct block **by_slot;  /* [slots], sparse */
+	struct block_list roots; /* blocks without parent */
+	uint64_t n_blocks;
+
+	struct cache_layout **layouts; /* id - 1 */
+	uint32_t n_layouts;
+
+	struct cache_limits configured; /* what the configuration said last */
+	uint64_t quota;
+	float floor, high, low;
+	struct model_floor *models;
+	uint64_t refloor; /* slots below still have droppable_from of an older floor */
+
+	uint64_t used;           /* page bytes of blocks */
+	uint64_t reserved;       /* page bytes promised to commits in flight */
+	uint64_t reserved_slots; /* one each */
+	struct job_list starved; /* commits that wait for room, in their order */
+
+	bool evicting;        /* above the high watermark, on the way to the low one */
+	uint64_t passed_over; /* victims found pinned in a row, without one that went */
+	uint64_t evict_turn;  /* the last turn of evict_anyone() that asked here */
+	uint64_t survey;      /* stamp of the last look at all pins */
+	uint64_t survey_at_ns;
+};
+
+struct cache {
+	struct cache_options o;
+	struct loop *loop;
+	struct counters *counters;
+	struct pool *pool;
+	struct cache_gate *gates;
+	struct cache_tenant *tenants;
+	struct key_hasher *hasher;
+	struct commits commits;
+
+	struct loop_timer
+		*evict_timer; /* armed while a tenant, or all together, are above a watermark */
+	struct loop_timer *tick_timer; /* touches, floors that changed, gauges */
+	uint64_t evict_turn;
+	bool evicting; /* all tenants together are above the high watermark */
+
+	cache_event_fn on_event;
+	void *on_event_data;
+};
+
+/* The floor in force for a model. */
+float tenant_floor(const struct cache_tenant *t, const char *model);
+/* Takes the touch rings in: before anything is decided or shown that depends on who read what. */
+void tenant_drain(struct cache_tenant *t);
+/* Counts every pin, in pages and through the socket, into block->seen_pins. Cheap when done a moment ago. */
+void tenant_survey(struct cache_tenant *t);
+void tenant_gauges(struct cache_tenant *t);
+/* A tenth of a second went by. */
+void tenant_tick(struct cache_tenant *t);
+void tenants_free(struct cache *c);
+
+#endif

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A cache with a loop of its own, blocks whose every byte can be made again, and a reader as clients are. */
+#ifndef KVGATE_TESTS_CACHE_FIXTURE_H
+#define KVGATE_TESTS_CACHE_FIXTURE_H
+
+#include "daemon/base/counters.h"
+#include "daemon/base/loop.h"
+#include "daemon/cache/cache.h"
+
+#define FIXTURE_LAYERS 2
+#define FIXTURE_HEADS  2
+#define FIXTURE_DIM    16
+#define FIXTURE_TOKENS 64
+#define FIXTURE_PAIRS  (FIXTURE_LAYERS * FIXTURE_HEADS * FIXTURE_TOKENS)
+#define FIXTURE_PLANES 4
+
+struct fixture {
+	struct cache_options o;
+	struct loop *loop;
+	struct counters *counters;
+	struct cache *cache;
+	struct cache_tenant *tenant;
+	struct cache_layout *layout;
+	struct staging *staging;
+	struct key_hasher *hasher;
+};
+
+/* 4 MiB of budget in 1 MiB segments, 1024 slots, floor 1, no background eviction; fields of o may be set before. */
+void fixture_options(struct fixture *f);
+void fixture_start(struct fixture *f);
+void fixture_stop(struct fixture *f);
+
+struct cache_layout *fixture_layout(
+	struct fixture *f, struct cache_tenant *t, const char *model, const char *key_namespace);
+struct cache_tenant *fixture_tenant(
+	struct fixture *f, const char *name, uint64_t quota, float floor);
+
+/* Contents of block `seed`. */
+void content_ids(uint64_t seed, uint32_t n, uint32_t *ret);
+float content_score(uint64_t seed, uint32_t run, uint32_t token);
+void content_row(uint64_t seed, uint32_t layer, uint32_t v, uint32_t head, uint32_t token,
+	uint16_t ret[FIXTURE_DIM]);
+void content_key(struct fixture *f, const struct cache_layout *l, uint64_t seed,
+	const struct kvg_key *parent, struct kvg_key *ret);
+/* Every pair of a plane payload against the contents. Returns its pairs; aborts on a difference. */
+uint32_t content_check(uint64_t seed, const void *payload, uint64_t avail, uint32_t plane);
+
+/* One staged block and its commit. */
+struct put {
+	struct cache_commit q;
+	struct cache_job *job;
+	struct cache_commit_result result;
+	uint64_t seed, bytes;
+	unsigned calls;
+	struct staging *staging;
+};
+/* Stages the block: ids, scores, rows. May be changed before put_start(). */
+void put_stage(struct fixture *f, struct cache_layout *l, uint64_t seed,
+	const struct kvg_key *parent, struct put *ret);
+void *put_memory(struct fixture *f, const struct put *p); /* of the stage, as its client sees it */
+void put_start(struct fixture *f, struct cache_tenant *t, struct put *p);
+void put_wait(struct fixture *f, struct put *p);
+/* All of that. Code; the key in *ret_key, unless NULL. */
+int put_block(struct fixture *f, struct cache_layout *l, uint64_t seed,
+	const struct kvg_key *parent, struct kvg_key *ret_key);
+void run_loop(struct fixture *f, unsigned rounds);
+
+#endif
