@@ -4,6 +4,7 @@
 
     proto_golden.py bytes > tests/unit/golden_proto.hex      `name hex` lines: messages, layouts, keys
     proto_golden.py fields > tests/unit/golden_fields.txt    every number that was ever given out
+    proto_golden.py errors                                   the table that ends proto/PROTOCOL.md
 
 An example message has every field set, from its number n: u32 300+n, u64 2^40+n, i32 -n, bool 1, float n+.5,
 double n+.25, string its name, bytes (n, i, 255), enum 1, sub-messages alike. Repeated fields have two elements
@@ -185,6 +186,11 @@ def other_lines():
 
 # ---- numbers that were given out ----
 
+def errors():
+    with open(os.path.join(TOP, "proto", "kvgate-errors.def")) as f:
+        return re.findall(r'^KVG_ERROR\((\d+), (\w+), "(.*)"\)$', f.read(), re.M)
+
+
 def field_lines():
     messages, enums = parse()
     for name, fields in messages.items():
@@ -193,9 +199,8 @@ def field_lines():
     for name, values in enums.items():
         for number, value in values:
             yield f"{name} {number} {value} value"
-    with open(os.path.join(TOP, "proto", "kvgate-errors.def")) as f:
-        for number, name in re.findall(r"^KVG_ERROR\((\d+), (\w+),", f.read(), re.M):
-            yield f"error {number} {name} code"
+    for number, name, _ in errors():
+        yield f"error {number} {name} code"
 
 
 def render(what):
@@ -204,6 +209,8 @@ def render(what):
     if what == "fields":
         return "# SPDX-License-Identifier: Apache-2.0\n# message or enum, number, name, type. Lines are added, never changed; " \
             "`reserved` as type: retired.\n" + "".join(line + "\n" for line in field_lines())
+    if what == "errors":
+        return "".join(f"| {number} | {name} | {prose} |\n" for number, name, prose in errors())
     sys.exit(__doc__)
 
 
