@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-foreach(module proto proto_shm shape plane key wire)
-	kvg_test(test_${module} SOURCES test_${module}.c LIBS kvproto LABELS unit)
-endforeach()
+kvg_test(test_proto SOURCES test_proto.c LIBS kvproto LABELS unit)
+kvg_test(test_proto_shm SOURCES test_proto_shm.c LIBS kvproto LABELS unit)
+kvg_test(test_shape SOURCES test_shape.c LIBS kvproto LABELS unit)
+kvg_test(test_plane SOURCES test_plane.c LIBS kvproto LABELS unit)
+kvg_test(test_key SOURCES test_key.c LIBS kvproto LABELS unit)
+kvg_test(test_wire SOURCES test_wire.c LIBS kvproto LABELS unit)
