@@ -333,7 +333,7 @@ int safetensors_parse(
 	r = parse(&rd, data, bytes);
 	if (r < 0) {
 		if (r == -ENOMEM)
-			why(ret_why, why_size, r, "out of memory");
+			why_print(ret_why, why_size, "out of memory");
 		safetensors_close(rd.st);
 		return r;
 	}

@@ -10,17 +10,19 @@
 #include <stddef.h>
 #include <stdio.h>
 
-__attribute__((format(printf, 4, 5))) static inline int why(
-	char *ret_why, size_t why_size, int error, const char *fmt, ...)
+__attribute__((format(printf, 3, 4))) static inline void why_print(
+	char *ret_why, size_t why_size, const char *fmt, ...)
 {
 	va_list ap;
 
-	if (why_size > 0) {
-		va_start(ap, fmt);
-		vsnprintf(ret_why, why_size, fmt, ap);
-		va_end(ap);
-	}
-	return error;
+	if (why_size == 0)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(ret_why, why_size, fmt, ap);
+	va_end(ap);
 }
+
+/* The value is `error`. */
+#define why(ret_why, why_size, error, ...) (why_print((ret_why), (why_size), __VA_ARGS__), (error))
 
 #endif

@@ -1,0 +1,285 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Scoring is one matrix product and some arithmetic on its few results. The product is cut into panels, so
+ * that what is read again and again stays in the second-level cache: for each stretch of columns, all tokens
+ * of a chunk are packed once (about 0.5 MB), then every pair of 16-row blocks of the weights passes over
+ * them, so weights come from memory once a chunk:
+ *
+ *     c[token][row] += panel[token][column] * w[row][column]      columns outermost, then rows, then tokens
+ *
+ * bf16 times bf16 is exact in f32 and all paths add up in f32, so `exact` and `fast` have the same product;
+ * they differ in what is rounded afterwards. Only f32 hidden states are another matter: `exact` rounds them to
+ * bf16 first, as the reference is given them; `fast` does not, and therefore takes f32 products even where
+ * there are better instructions for bf16.
+ */
+#include "gates/score.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ALIGN 64u
+
+struct gate_scratch {
+	uint32_t tokens; /* of one chunk */
+	void *panels;
+	float *c;   /* [tokens][rows of the first matrix] */
+	float *out; /* [tokens][rows of the second] */
+	float *v;
+};
+
+static uint32_t min_u32(uint32_t a, uint32_t b)
+{
+	return a < b ? a : b;
+}
+
+static uint32_t round_up(uint32_t n, uint32_t to)
+{
+	return (n + to - 1) / to * to;
+}
+
+static const struct score_ops *ops_of(enum gate_isa isa)
+{
+	switch (isa) {
+#ifdef SCORE_X86
+	case GATE_ISA_AVX2:
+		return &score_avx2;
+	case GATE_ISA_AVX512:
+		return &score_avx512;
+	case GATE_ISA_AVX512_BF16:
+		return &score_avx512_bf16;
+	case GATE_ISA_AMX_BF16:
+		return &score_amx_bf16;
+#endif
+	default:
+		return &score_scalar;
+	}
+}
+
+static const struct score_ops *pick(const struct gate *g, enum gate_isa isa, bool round)
+{
+	const struct score_ops *ops = ops_of(isa == GATE_ISA_AUTO ? g->info.isa : isa);
+
+#ifdef SCORE_X86
+	if (ops->rounds && !round)
+		return &score_avx512;
+#else
+	(void)round;
+#endif
+	return ops;
+}
+
+/* ---- scratch ---- */
+
+static void *allocate(size_t bytes)
+{
+	return aligned_alloc(ALIGN, (bytes + ALIGN - 1) / ALIGN * ALIGN);
+}
+
+int gate_scratch_new(const struct gate *g, uint32_t tokens, struct gate_scratch **ret)
+{
+	const struct gate_layer *y = &g->layers[0];
+	struct gate_scratch *s = calloc(1, sizeof(*s));
+	size_t panels = 0;
+
+	if (!s)
+		return -ENOMEM;
+	s->tokens = min_u32(SCORE_CHUNK, round_up(tokens ? tokens : 1, SCORE_CHUNK / 3));
+	for (enum gate_isa isa = GATE_ISA_SCALAR; isa <= GATE_ISA_AMX_BF16; isa++) {
+		const struct score_ops *ops = ops_of(isa);
+		size_t bytes = s->tokens / ops->tile * ops->panel_bytes;
+
+		if (bytes > panels)
+			panels = bytes;
+	}
+	s->panels = allocate(panels);
+	s->c = allocate((size_t)s->tokens * y->in.blocks * GATE_ROWS * sizeof(*s->c));
+	s->out = allocate(((size_t)s->tokens * y->out.blocks * GATE_ROWS + 1) * sizeof(*s->out));
+	s->v = allocate((score_lanes_floats(&g->info) + 1) * sizeof(*s->v));
+	if (!s->panels || !s->c || !s->out || !s->v) {
+		gate_scratch_free(s);
+		return -ENOMEM;
+	}
+	*ret = s;
+	return 0;
+}
+
+struct gate_scratch *gate_scratch_free(struct gate_scratch *s)
+{
+	if (!s)
+		return NULL;
+	free(s->panels);
+	free(s->c);
+	free(s->out);
+	free(s->v);
+	free(s);
+	return NULL;
+}
+
+/* ---- one chunk ---- */
+
+static void project(const struct score_ops *ops, const struct gate_matrix *m,
+	const struct score_x *x, void *panels, const struct score_c *c)
+{
+	size_t block_stride = (size_t)m->depth * GATE_ROWS;
+	uint32_t tiles = (c->tokens + ops->tile - 1) / ops->tile;
+
+	if (ops->begin)
+		ops->begin();
+	for (uint32_t first = 0; first < m->depth; first += ops->columns) {
+		uint32_t columns = min_u32(ops->columns, m->depth - first);
+		uint32_t used = min_u32(columns, m->columns - first);
+
+		for (uint32_t t = 0; t < tiles; t++)
+			ops->pack(x, t * ops->tile, min_u32(ops->tile, c->tokens - t * ops->tile),
+				first, used, columns, (char *)panels + t * ops->panel_bytes);
+		for (uint32_t b = 0; b < m->blocks; b += 2)
+			for (uint32_t t = 0; t < tiles; t++)
+				ops->multiply(m->w + b * block_stride + (size_t)first * GATE_ROWS,
+					min_u32(2, m->blocks - b), block_stride,
+					(char *)panels + t * ops->panel_bytes, columns,
+					c->values + t * ops->tile * c->stride + b * GATE_ROWS,
+					c->stride, first > 0);
+	}
+	if (ops->end)
+		ops->end();
+}
+
+static void put_linear(const struct gate_matrix *m, const struct score_c *c, bool exact,
+	float *ret_scores, size_t score_stride)
+{
+	for (uint32_t r = 0; r < m->rows; r++) {
+		for (uint32_t t = 0; t < c->tokens; t++) {
+			float v = c->values[t * c->stride + r] + m->bias[r];
+
+			ret_scores[r * score_stride + t] = exact ? bf16_to_f32(bf16_from_f32(v))
+								 : v;
+		}
+	}
+}
+
+static void score_chunk(const struct gate *g, const struct gate_layer *y, const struct score_x *x,
+	uint32_t tokens, enum gate_isa isa, bool exact, struct gate_scratch *s, float *ret_scores,
+	size_t score_stride)
+{
+	const struct score_ops *ops = pick(g, isa, exact || x->dtype == KVG_DTYPE_BF16);
+	struct score_c c = {s->c, (size_t)y->in.blocks * GATE_ROWS, tokens};
+	struct score_c out = {s->out, (size_t)y->out.blocks * GATE_ROWS, tokens};
+	struct score_x h = {s->c, KVG_DTYPE_F32, c.stride, exact};
+
+	project(ops, &y->in, x, s->panels, &c);
+	switch (g->info.kind) {
+	case GATE_FAST_KVZIP:
+		ops->fast_kvzip(g, y, &c, exact, s->v, ret_scores, score_stride);
+		break;
+	case GATE_KVZAP_LINEAR:
+		put_linear(&y->in, &c, exact, ret_scores, score_stride);
+		break;
+	case GATE_KVZAP_MLP:
+		ops->gelu(&y->in, &c, exact);
+		project(pick(g, isa, exact), &y->out, &h, s->panels, &out);
+		put_linear(&y->out, &out, exact, ret_scores, score_stride);
+		break;
+	}
+}
+
+void gate_score(const struct gate *g, uint32_t layer, const void *x, uint32_t x_dtype,
+	size_t x_stride, uint32_t tokens, enum gate_arithmetic arithmetic, enum gate_isa isa,
+	struct gate_scratch *scratch, float *ret_scores, size_t score_stride)
+{
+	assert(layer < g->info.layers);
+	assert(x_dtype == KVG_DTYPE_BF16 || x_dtype == KVG_DTYPE_F32);
+	for (uint32_t t = 0; t < tokens; t += scratch->tokens) {
+		struct score_x rows = {
+			.data = (const char *)x + t * x_stride * dtype_bytes(x_dtype),
+			.dtype = x_dtype,
+			.stride = x_stride,
+			.round = arithmetic == GATE_EXACT,
+		};
+
+		score_chunk(g, &g->layers[layer], &rows, min_u32(scratch->tokens, tokens - t), isa,
+			arithmetic == GATE_EXACT, scratch, ret_scores + t, score_stride);
+	}
+}
+
+/* ---- many layers, many threads ---- */
+
+struct score_job {
+	const struct gate *g;
+	const char *x;
+	uint32_t x_dtype, tokens;
+	enum gate_arithmetic arithmetic;
+	enum gate_isa isa;
+	float *scores;
+	uint32_t chunk, chunks; /* tokens of one piece, pieces of one layer */
+	_Atomic uint32_t next;  /* layer * chunks + piece */
+};
+
+struct score_worker {
+	struct score_job *job;
+	struct gate_scratch *scratch;
+	pthread_t thread;
+	bool started;
+};
+
+static void *work(void *userdata)
+{
+	struct score_worker *w = userdata;
+	struct score_job *j = w->job;
+	const struct gate_info *i = &j->g->info;
+	size_t row = i->hidden * dtype_bytes(j->x_dtype);
+	uint32_t n;
+
+	while ((n = atomic_fetch_add(&j->next, 1)) < i->layers * j->chunks) {
+		uint32_t layer = n / j->chunks, first = n % j->chunks * j->chunk;
+
+		gate_score(j->g, layer, j->x + ((size_t)layer * j->tokens + first) * row,
+			j->x_dtype, i->hidden, min_u32(j->chunk, j->tokens - first), j->arithmetic,
+			j->isa, w->scratch,
+			j->scores + (size_t)layer * i->heads * j->tokens + first, j->tokens);
+	}
+	return NULL;
+}
+
+int gate_score_all(const struct gate *g, const void *x, uint32_t x_dtype, uint32_t tokens,
+	enum gate_arithmetic arithmetic, enum gate_isa isa, unsigned n_threads, float *ret_scores)
+{
+	struct score_job job = {.g = g,
+		.x = x,
+		.x_dtype = x_dtype,
+		.tokens = tokens,
+		.arithmetic = arithmetic,
+		.isa = isa,
+		.scores = ret_scores,
+		.chunk = min_u32(tokens, SCORE_CHUNK)};
+	struct score_worker *workers;
+	int r = 0;
+
+	if (tokens == 0)
+		return 0;
+	job.chunks = (tokens + job.chunk - 1) / job.chunk;
+	n_threads = min_u32(n_threads ? n_threads : 1, g->info.layers * job.chunks);
+	workers = calloc(n_threads, sizeof(*workers));
+	if (!workers)
+		return -ENOMEM;
+	for (unsigned i = 0; i < n_threads && r == 0; i++) {
+		workers[i].job = &job;
+		r = gate_scratch_new(g, job.chunk, &workers[i].scratch);
+	}
+	/* A thread that cannot be started leaves its share to the others; the caller is always one of them. */
+	for (unsigned i = 1; i < n_threads && r == 0; i++)
+		workers[i].started = pthread_create(&workers[i].thread, NULL, work, &workers[i]) ==
+			0;
+	if (r == 0)
+		work(&workers[0]);
+	for (unsigned i = 0; i < n_threads; i++) {
+		if (workers[i].started)
+			pthread_join(workers[i].thread, NULL);
+		gate_scratch_free(workers[i].scratch);
+	}
+	free(workers);
+	return r;
+}
