@@ -40,10 +40,9 @@ static int check_options(struct kvg_client *c, const struct kvg_layout_options *
 	if (o->n_edges > KVG_PLANES_MAX - 1)
 		return client_fail(c, -EINVAL, KVG_CODE_BAD_LAYOUT, "%u edges: at most %u",
 			o->n_edges, KVG_PLANES_MAX - 1);
-	if ((o->n_edges != 0) != (o->gate_digest != NULL))
+	if (o->n_edges && (!o->gate_digest || !o->edges))
 		return client_fail(c, -EINVAL, KVG_CODE_BAD_LAYOUT,
-			"edges and gate_digest belong together: give both, or name the daemon's "
-			"gate");
+			"edges need the digest of the gate they come from");
 	if (o->n_ungated > KVG_LAYERS_MAX)
 		return client_fail(c, -EINVAL, KVG_CODE_BAD_LAYOUT, "%u ungated layers: at most %u",
 			o->n_ungated, KVG_LAYERS_MAX);

@@ -290,7 +290,7 @@ static void test_layout_that_does_not_add_up(void **state)
 {
 	struct kvg_layout_options lo = KVG_OPTIONS_INIT(kvg_layout_options);
 	struct kvg_client *c = open_client(0);
-	static const uint8_t digest[32];
+	static const float edge = 0.5f;
 	struct kvg_layout *l;
 
 	(void)state;
@@ -300,9 +300,10 @@ static void test_layout_that_does_not_add_up(void **state)
 	assert_int_equal(kvg_layout(c, &lo, &l), -EINVAL);
 	assert_non_null(strstr(kvg_last_error(c), "model"));
 	lo.model = "m";
-	lo.gate_digest = digest;
+	lo.edges = &edge;
+	lo.n_edges = 1;
 	assert_int_equal(kvg_layout(c, &lo, &l), -EINVAL);
-	lo.gate_digest = NULL;
+	lo.n_edges = 0;
 	lo.layers = 5000;
 	assert_int_equal(kvg_layout(c, &lo, &l), -EINVAL);
 	assert_int_equal(kvg_last_code(c), KVG_CODE_BAD_LAYOUT);
