@@ -266,19 +266,17 @@ static void dense_tally(const struct source *s, uint32_t from, uint32_t to,
 static void dense_keep(const struct source *s, uint32_t from, uint32_t to, struct cut cut)
 {
 	const struct dense *d = (const struct dense *)s;
+	const uint64_t key = (uint64_t)cut.key + (cut.equal != ALL), end = to * d->tokens;
 
-	for (uint64_t i = from * d->tokens; i < to * d->tokens; i++) {
-		uint32_t key = dense_key(d->scores[i]);
-
-		if (d->keep[i] || key < cut.key)
-			continue;
-		if (key == cut.key) {
-			if (!cut.equal)
-				continue;
+	for (uint64_t i = from * d->tokens; i < end; i++)
+		d->keep[i] |= dense_key(d->scores[i]) >= key;
+	if (cut.equal == ALL)
+		return;
+	for (uint64_t i = from * d->tokens; i < end && cut.equal; i++)
+		if (!d->keep[i] && dense_key(d->scores[i]) == cut.key) {
+			d->keep[i] = 1;
 			cut.equal--;
 		}
-		d->keep[i] = 1;
-	}
 }
 
 static void dense_floor(const struct source *s, uint32_t run, uint32_t pairs)
@@ -392,13 +390,14 @@ static uint32_t piece_end(const struct piece *piece, uint32_t from, uint64_t key
 	return (uint32_t)(score + 1 - piece->score);
 }
 
+/* Pieces outside, runs inside: as they lie in memory. */
 static uint64_t planes_left(const struct source *s, uint32_t from, uint32_t to)
 {
 	const struct planes *p = (const struct planes *)s;
 	uint64_t left = 0;
 
-	for (uint32_t run = from; run < to; run++)
-		for (uint64_t at = 0; at < n_pieces(p); at++) {
+	for (uint64_t at = 0; at < n_pieces(p); at++)
+		for (uint32_t run = from; run < to; run++) {
 			struct piece piece = piece_at(p, at, run);
 
 			left += piece.n - *piece.len;
@@ -412,8 +411,8 @@ static void planes_tally(const struct source *s, uint32_t from, uint32_t to, con
 	const struct planes *p = (const struct planes *)s;
 	uint64_t above = ((uint64_t)d->key | (uint32_t)~d->mask) + 1;
 
-	for (uint32_t run = from; run < to; run++)
-		for (uint64_t at = 0; at < n_pieces(p); at++) {
+	for (uint64_t at = 0; at < n_pieces(p); at++)
+		for (uint32_t run = from; run < to; run++) {
 			struct piece piece = piece_at(p, at, run);
 			uint32_t i = piece_end(&piece, *piece.len, above);
 			uint32_t end = piece_end(&piece, i, d->key);
@@ -426,21 +425,25 @@ static void planes_tally(const struct source *s, uint32_t from, uint32_t to, con
 static void planes_keep(const struct source *s, uint32_t from, uint32_t to, struct cut cut)
 {
 	const struct planes *p = (const struct planes *)s;
+	uint64_t key = (uint64_t)cut.key + (cut.equal != ALL);
 
-	for (uint32_t run = from; run < to; run++)
-		for (uint64_t at = 0; at < n_pieces(p); at++) {
+	for (uint64_t at = 0; at < n_pieces(p); at++)
+		for (uint32_t run = from; run < to; run++) {
 			struct piece piece = piece_at(p, at, run);
-			uint32_t end = piece_end(&piece, *piece.len, (uint64_t)cut.key + 1);
 
-			if (cut.equal) {
-				uint32_t equal = piece_end(&piece, end, cut.key) - end;
+			*piece.len = piece_end(&piece, *piece.len, key);
+		}
+	if (cut.equal == ALL)
+		return;
+	for (uint32_t run = from; run < to; run++)
+		for (uint64_t at = 0; at < n_pieces(p) && cut.equal; at++) {
+			struct piece piece = piece_at(p, at, run);
+			uint32_t equal = piece_end(&piece, *piece.len, cut.key) - *piece.len;
 
-				if (equal > cut.equal)
-					equal = (uint32_t)cut.equal;
-				end += equal;
-				cut.equal -= equal;
-			}
-			*piece.len = end;
+			if (equal > cut.equal)
+				equal = (uint32_t)cut.equal;
+			*piece.len += equal;
+			cut.equal -= equal;
 		}
 }
 
