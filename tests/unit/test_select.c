@@ -447,6 +447,29 @@ static void test_ties(void **state)
 	assert_memory_equal(keep, head, 8);
 }
 
+/* A fifth of each head's own share is safe from the other head; one fewer than asked is kept in all. */
+static void test_adakv(void **state)
+{
+	struct select_params p = {.rule = SELECT_ADAKV_LAYER, .retained = .5};
+	unsigned kept[2] = {0};
+	float scores[2][40];
+	uint8_t keep[2][40];
+
+	(void)state;
+	for (int t = 0; t < 40; t++) {
+		scores[0][t] = .5f + (float)t / 128;
+		scores[1][t] = (float)t / 128;
+	}
+	assert_int_equal(select_dense(&p, scores[0], 1, 2, 40, keep[0]), 0);
+	for (int t = 0; t < 40; t++) {
+		kept[0] += keep[0][t];
+		kept[1] += keep[1][t];
+		assert_int_equal(keep[1][t], t >= 36);
+	}
+	assert_int_equal(kept[0], 35);
+	assert_int_equal(kept[1], 4);
+}
+
 /* -0 and +0 are one score, in f32 and in f16. */
 static void test_zeros_are_equal(void **state)
 {
@@ -582,6 +605,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_planes_like_dense),
 		cmocka_unit_test(test_known_answers),
 		cmocka_unit_test(test_ties),
+		cmocka_unit_test(test_adakv),
 		cmocka_unit_test(test_zeros_are_equal),
 		cmocka_unit_test(test_protected_takes_no_part),
 		cmocka_unit_test(test_window),
