@@ -22,3 +22,9 @@ foreach(std c++11 c++17 c++20)
 		set_tests_properties(kvgate_h_${std} PROPERTIES LABELS unit)
 	endif()
 endforeach()
+
+if(TARGET kvgate AND NOT KVGATE_SANITIZE)
+	add_test(NAME client_install COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/client_install.sh ${CMAKE_BINARY_DIR}
+		${CMAKE_SOURCE_DIR} ${CMAKE_C_COMPILER})
+	set_tests_properties(client_install PROPERTIES LABELS unit)
+endif()

@@ -1,0 +1,37 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# client_install.sh BUILD SOURCE CC: installs the client into an empty folder, then builds the example as a stranger would,
+# by pkg-config and by CMake, and runs it without a daemon: it must link, start, and say what is missing.
+set -eu
+build=$1 source=$2 cc=$3
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+cmake --install "$build/client" --prefix "$dir/inst" >/dev/null
+pc=$(dirname "$(find "$dir/inst" -name kvgate.pc)")
+flags=$(PKG_CONFIG_PATH=$pc pkg-config --cflags --libs kvgate)
+case $flags in *"$dir"*) ;; *) echo "kvgate.pc does not follow its folder: $flags"; exit 1 ;; esac
+
+refuses() # refuses PROGRAM
+{
+	! KVGATE_SOCKET=$dir/none "$@" 2>"$dir/err" || { echo "$1 succeeds without a daemon"; exit 1; }
+	grep -q "is kvgated running" "$dir/err" || { cat "$dir/err"; exit 1; }
+}
+
+$cc "$source/client/demo/example.c" -o "$dir/by-pkg-config" $flags -Wl,-rpath,"$(dirname "$pc")"
+refuses "$dir/by-pkg-config"
+
+mkdir "$dir/project"
+cp "$source/client/demo/example.c" "$dir/project"
+cat >"$dir/project/CMakeLists.txt" <<END
+cmake_minimum_required(VERSION 3.22)
+project(example C)
+find_package(kvgate 0.1 REQUIRED)
+add_executable(example example.c)
+target_link_libraries(example PRIVATE kvgate::kvgate)
+END
+CC=$cc cmake -S "$dir/project" -B "$dir/project/build" -DCMAKE_PREFIX_PATH="$dir/inst" >/dev/null
+cmake --build "$dir/project/build" >/dev/null
+refuses "$dir/project/build/example"
+for page in man3/kvgate.3 man1/kvgatectl.1; do
+	[ -s "$dir/inst/share/man/$page" ] || { echo "$page is missing"; exit 1; }
+done
