@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * gate_ratio: a Fast KVzip gate of Qwen3-8B's shape (D 4096, H 8, G 4) over 256 tokens in bf16, one thread,
+ * against OpenBLAS's sgemm of the projection alone (256 x 640 x 4096, operands already f32). The gate's time is
+ * all of gate_score: packing, products, norms, exponentials. All are measured in turn in the same rounds.
+ */
+#include <cblas.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "gates/gate.h"
+#include "gates/safetensors.h"
+
+#define D      4096u
+#define H      8u
+#define G      4u
+#define DIM    16u
+#define SINKS  16u
+#define TOKENS 256u
+#define ROWS   (H * G * DIM + H * DIM)
+#define ROUNDS 21
+
+static uint64_t seed = 1;
+
+static float uniform(void) /* [-1, 1) */
+{
+	seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+	return (float)(int32_t)(seed >> 32) / 2147483648.0f;
+}
+
+static double now_us(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec * 1e6 + (double)t.tv_nsec * 1e-3;
+}
+
+static void fill(struct safetensors_tensor *t, float scale, float offset)
+{
+	uint64_t n = 1;
+	void *data;
+
+	for (unsigned i = 0; i < t->ndim; i++)
+		n *= t->shape[i];
+	t->bytes = n * safetensors_dtype_bytes(t->dtype);
+	data = malloc(t->bytes);
+	for (uint64_t i = 0; i < n; i++) {
+		float f = offset + scale * uniform();
+
+		if (t->dtype == SAFETENSORS_F32)
+			((float *)data)[i] = f;
+		else
+			((uint16_t *)data)[i] = bf16_from_f32(f);
+	}
+	t->data = data;
+}
+
+static struct gate *random_gate(void)
+{
+	struct safetensors_tensor t[] = {
+		{.name = "layers.0.q_proj.weight",
+			.dtype = SAFETENSORS_BF16,
+			.ndim = 2,
+			.shape = {H * G * DIM, D}},
+		{.name = "layers.0.q_proj.bias",
+			.dtype = SAFETENSORS_BF16,
+			.ndim = 1,
+			.shape = {H * G * DIM}},
+		{.name = "layers.0.k_proj.weight",
+			.dtype = SAFETENSORS_BF16,
+			.ndim = 2,
+			.shape = {H * DIM, D}},
+		{.name = "layers.0.b", .dtype = SAFETENSORS_BF16, .ndim = 3, .shape = {H, 1, G}},
+		{.name = "layers.0.k_base",
+			.dtype = SAFETENSORS_F32,
+			.ndim = 4,
+			.shape = {H, 1, SINKS, DIM}},
+		{.name = "layers.0.q_norm.weight",
+			.dtype = SAFETENSORS_F32,
+			.ndim = 1,
+			.shape = {DIM}},
+		{.name = "layers.0.k_norm.weight",
+			.dtype = SAFETENSORS_F32,
+			.ndim = 1,
+			.shape = {DIM}},
+	};
+	const unsigned n = sizeof(t) / sizeof(t[0]);
+	char path[] = "/tmp/bench_gate.XXXXXX", why[200] = "";
+	struct gate *g = NULL;
+	int fd = mkstemp(path);
+
+	for (unsigned i = 0; i < n; i++)
+		fill(&t[i], t[i].ndim == 2 ? 0.03f : 1.0f, i >= 5 ? 2.0f : 0.0f);
+	if (fd < 0 || safetensors_write(path, t, n, NULL, 0, why, sizeof(why)) < 0 ||
+		gate_load(path, &g, why, sizeof(why)) < 0)
+		fprintf(stderr, "bench_gate: %s\n", why);
+	unlink(path);
+	close(fd);
+	for (unsigned i = 0; i < n; i++)
+		free((void *)t[i].data);
+	return g;
+}
+
+/* ---- what is measured ---- */
+
+struct bench {
+	struct gate *g;
+	struct gate_scratch *scratch;
+	uint16_t *x;
+	float *x_f32, *w_f32, *c, *scores;
+};
+
+struct figure {
+	const char *name;
+	enum gate_isa isa; /* AUTO with sgemm set: the rival */
+	enum gate_arithmetic arithmetic;
+	bool sgemm;
+	double us[ROUNDS], median;
+};
+
+static void run(const struct bench *b, const struct figure *f)
+{
+	if (f->sgemm)
+		cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, TOKENS, ROWS, D, 1.0f,
+			b->x_f32, D, b->w_f32, D, 0.0f, b->c, ROWS);
+	else
+		gate_score(b->g, 0, b->x, KVG_DTYPE_BF16, D, TOKENS, f->arithmetic, f->isa,
+			b->scratch, b->scores, TOKENS);
+}
+
+static int ascending(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return (x > y) - (x < y);
+}
+
+static void print(const char *name, double value, const char *unit, double limit, const char *what,
+	double ratio)
+{
+	printf("{\"suite\": \"core\", \"name\": \"%s\", \"value\": %.4g, \"unit\": \"%s\", "
+	       "\"limit\": ",
+		name, value, unit);
+	printf(limit > 0 ? "%.4g" : "null", limit);
+	printf(", \"limit_what\": \"%s\", \"ratio\": %.4g}\n", what, ratio);
+}
+
+static int bench_new(struct bench *b)
+{
+	b->g = random_gate();
+	if (!b->g || gate_scratch_new(b->g, TOKENS, &b->scratch) < 0)
+		return -1;
+	b->x = malloc(sizeof(*b->x) * TOKENS * D);
+	b->x_f32 = malloc(sizeof(float) * TOKENS * D);
+	b->w_f32 = malloc(sizeof(float) * ROWS * D);
+	b->c = malloc(sizeof(float) * TOKENS * ROWS);
+	b->scores = malloc(sizeof(float) * TOKENS * H);
+	for (size_t i = 0; i < (size_t)TOKENS * D; i++) {
+		b->x[i] = bf16_from_f32(uniform());
+		b->x_f32[i] = bf16_to_f32(b->x[i]);
+	}
+	for (size_t i = 0; i < (size_t)ROWS * D; i++)
+		b->w_f32[i] = 0.03f * uniform();
+	return 0;
+}
+
+static void bench_free(struct bench *b)
+{
+	gate_scratch_free(b->scratch);
+	gate_free(b->g);
+	free(b->x);
+	free(b->x_f32);
+	free(b->w_f32);
+	free(b->c);
+	free(b->scores);
+}
+
+int main(void)
+{
+	struct figure figures[] = {
+		{.name = "sgemm", .sgemm = true},
+		{.name = "fast", .arithmetic = GATE_FAST},
+		{.name = "exact", .arithmetic = GATE_EXACT},
+		{.name = "amx_bf16", .isa = GATE_ISA_AMX_BF16},
+		{.name = "avx512_bf16", .isa = GATE_ISA_AVX512_BF16},
+		{.name = "avx512", .isa = GATE_ISA_AVX512},
+		{.name = "avx2", .isa = GATE_ISA_AVX2},
+	};
+	const unsigned n = sizeof(figures) / sizeof(figures[0]);
+	struct bench b = {0};
+	double sgemm;
+
+	openblas_set_num_threads(1);
+	if (bench_new(&b) < 0)
+		return 1;
+	for (int round = -1; round < ROUNDS; round++) {
+		for (unsigned i = 0; i < n; i++) {
+			double start = now_us();
+
+			if (!gate_isa_supported(figures[i].isa))
+				continue;
+			run(&b, &figures[i]);
+			if (round >= 0) /* the first one warms up */
+				figures[i].us[round] = now_us() - start;
+		}
+	}
+	for (unsigned i = 0; i < n; i++) {
+		qsort(figures[i].us, ROUNDS, sizeof(double), ascending);
+		figures[i].median = figures[i].us[ROUNDS / 2];
+	}
+	sgemm = figures[0].median;
+	print("gate_ratio_fast", sgemm / figures[1].median, "x", 0.8,
+		"time of OpenBLAS sgemm, projection only, over the time of the whole gate",
+		sgemm / figures[1].median);
+	print("gate_ratio_exact", sgemm / figures[2].median, "x", 0.5,
+		"time of OpenBLAS sgemm, projection only, over the time of the whole gate",
+		sgemm / figures[2].median);
+	for (unsigned i = 0; i < n; i++) {
+		char name[64];
+
+		if (!gate_isa_supported(figures[i].isa))
+			continue;
+		snprintf(name, sizeof(name), "gate_us_%s", figures[i].name);
+		print(name, figures[i].median, "us", 0,
+			i == 0 ? openblas_get_corename() : "256 tokens, one layer",
+			sgemm / figures[i].median);
+	}
+	bench_free(&b);
+	return 0;
+}
