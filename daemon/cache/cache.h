@@ -84,7 +84,7 @@ struct cache_layout_info {
 	bool foreign_keys;
 };
 void cache_layout_describe(const struct cache_layout *l, struct cache_layout_info *ret);
-/* Geometry of one stage of this layout. */
+/* Geometry of one stage of this layout; tokens 0: of a full block. */
 void cache_layout_stage(const struct cache_layout *l, enum stage_input input, uint32_t tokens,
 	struct stage_geometry *ret);
 

@@ -392,5 +392,5 @@ void cache_layout_stage(const struct cache_layout *l, enum stage_input input, ui
 		.hidden_dtype = l->hidden_dtype,
 	};
 
-	stage_geometry(&l->identity.shape, &f, tokens, ret);
+	stage_geometry(&l->identity.shape, &f, tokens ? tokens : l->identity.shape.tokens, ret);
 }
