@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "kvgate.pb-c.h"
+#include "proto/kvgate.pb-c.h"
 #include "tests/lib/harness.h"
 
 int raw_connect(const struct daemon_process *d);

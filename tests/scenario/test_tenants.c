@@ -14,7 +14,7 @@
 
 #include <cmocka.h>
 
-#include "kvgate.pb-c.h"
+#include "proto/kvgate.pb-c.h"
 #include "tests/lib/harness.h"
 #include "tests/lib/raw.h"
 
