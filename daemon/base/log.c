@@ -101,8 +101,7 @@ void log_write(enum log_level level, const char *message, const char *fmt, ...)
 	if (is_journal())
 		used = append_text(line, used, "<%c>", levels[level].priority);
 	used = append_text(line, used, "%s %s", levels[level].name, message);
-	if (fmt[0]) {
-		used = append_text(line, used, " ");
+	if (fmt[1]) { /* the macros put a blank before what they are given */
 		va_start(args, fmt);
 		used = append(line, used, fmt, args);
 		va_end(args);

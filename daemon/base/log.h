@@ -16,13 +16,13 @@ enum log_level {
 void log_set_level(enum log_level level);
 int log_level_from_name(const char *name); /* "error" ...; -EINVAL */
 
-/* The message says what happened; the rest of the format is ` key=value` pairs: log_info("session opened", "uid=%u", uid). */
+/* Use the macros. The message says what happened; the rest of the format is ` key=value` pairs: log_info("session opened", "uid=%u", uid). */
 void log_write(enum log_level level, const char *message, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 
-#define log_error(message, ...)   log_write(LOG_LEVEL_ERROR, message, "" __VA_ARGS__)
-#define log_warning(message, ...) log_write(LOG_LEVEL_WARNING, message, "" __VA_ARGS__)
-#define log_info(message, ...)    log_write(LOG_LEVEL_INFO, message, "" __VA_ARGS__)
-#define log_debug(message, ...)   log_write(LOG_LEVEL_DEBUG, message, "" __VA_ARGS__)
+#define log_error(message, ...)   log_write(LOG_LEVEL_ERROR, message, " " __VA_ARGS__)
+#define log_warning(message, ...) log_write(LOG_LEVEL_WARNING, message, " " __VA_ARGS__)
+#define log_info(message, ...)    log_write(LOG_LEVEL_INFO, message, " " __VA_ARGS__)
+#define log_debug(message, ...)   log_write(LOG_LEVEL_DEBUG, message, " " __VA_ARGS__)
 
 #endif

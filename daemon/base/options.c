@@ -349,16 +349,22 @@ const struct options_model *options_model_find(const struct options *o, const ch
 	return NULL;
 }
 
-void options_diff(
-	const struct options *a, const struct options *b, options_diff_fn fn, void *userdata)
+int options_follow(struct options *o, const struct options *old, options_diff_fn fn, void *userdata,
+	char *ret_why, size_t why_size)
 {
 	for (unsigned i = 0; i < OPTION_N; i++) {
 		const struct option_info *info = &option_table[i];
-		const char *x = (const char *)a + info->offset, *y = (const char *)b + info->offset;
-		bool differ = info->type == OPTION_TEXT ? strcmp(x, y) != 0
-							: memcmp(x, y, type_size(info->type)) != 0;
+		char *now = (char *)o + info->offset;
+		const char *before = (const char *)old + info->offset;
+		bool differ = info->type == OPTION_TEXT
+			? strcmp(now, before) != 0
+			: memcmp(now, before, type_size(info->type)) != 0;
 
-		if (differ)
-			fn(userdata, info->name, info->reload);
+		if (!differ)
+			continue;
+		fn(userdata, info->name, info->reload);
+		if (!info->reload)
+			memcpy(now, before, type_size(info->type));
 	}
+	return options_check(o, ret_why, why_size);
 }

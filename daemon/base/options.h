@@ -114,10 +114,13 @@ const struct options_tenant *options_tenant_of(
 const struct options_tenant *options_tenant_find(const struct options *o, const char *name);
 const struct options_model *options_model_find(const struct options *o, const char *name);
 
-/* Calls fn for every parameter that differs; reload: whether it takes effect without a restart. */
+/*
+ * `o` is to follow `old` in a running daemon: what cannot change without a restart stays as it is in `old`. fn is called
+ * for every parameter that differs.
+ */
 typedef void (*options_diff_fn)(void *userdata, const char *name, bool reload);
-void options_diff(
-	const struct options *a, const struct options *b, options_diff_fn fn, void *userdata);
+int options_follow(struct options *o, const struct options *old, options_diff_fn fn, void *userdata,
+	char *ret_why, size_t why_size);
 
 /* --help, and the same as mdoc for kvgated.conf(5). */
 void options_help(FILE *to);

@@ -158,8 +158,7 @@ static struct options_gate *gate_slot(struct reading *r, const char *name)
 
 static int in_tenant(struct reading *r, const char *section, const char *name, const char *value)
 {
-	struct options_tenant *t =
-		section_slot(r, (void **)&r->o->tenants, &r->o->n_tenants, sizeof(*t), section);
+	struct options_tenant *t = tenant_slot(r, section);
 
 	if (!t)
 		return 0;
@@ -186,8 +185,7 @@ static int in_tenant(struct reading *r, const char *section, const char *name, c
 
 static int in_gate(struct reading *r, const char *section, const char *name, const char *value)
 {
-	struct options_gate *g =
-		section_slot(r, (void **)&r->o->gates, &r->o->n_gates, sizeof(*g), section);
+	struct options_gate *g = gate_slot(r, section);
 
 	if (!g)
 		return 0;

@@ -1,0 +1,348 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What owns what, lowest first; built in this order and torn down in the opposite one:
+ *
+ *   options   what a person decided                      (daemon/base)
+ *   loop      the control thread: epoll, timers, signals (daemon/base)
+ *   counters  what happened                              (daemon/base)
+ *   cache     tenants, index, blocks, memory, gates      (daemon/cache over daemon/mem and gates)
+ *   server    socket, sessions, requests                 (daemon/serve)
+ *
+ * Signals are blocked before anything starts a thread, so that they come to the loop and nowhere else. The watchdog
+ * is fed from the loop: if the control thread is stuck, systemd learns of it.
+ *
+ * SIGTERM, SIGINT: no newcomers, commits in flight finish, then the end. A second one, or drain_seconds: at once.
+ * SIGHUP: options and gates are read again; if anything is wrong with them, all stays as it is.
+ */
+#include "daemon/daemon.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#include "daemon/base/counters.h"
+#include "daemon/base/log.h"
+#include "daemon/base/loop.h"
+#include "daemon/base/options.h"
+#include "daemon/cache/cache.h"
+#include "daemon/serve/server.h"
+
+#define STATUS_PERIOD_NS  10000000000ull
+#define FDS_PER_SESSION   4 /* socket, process, pin page, staging */
+#define FDS_OTHER         256
+#define PACK_WORKERS_AUTO 8 /* more of them starve the workers whose blocks they pack */
+
+struct daemon {
+	int argc;
+	char *const *argv, *const *envp;
+	struct options *options;
+	struct loop *loop;
+	struct counters *counters;
+	struct cache *cache;
+	struct server *server;
+	struct loop_timer *beat, *drain;
+	bool watchdog, stopping;
+};
+
+/* ---- gates ---- */
+
+struct gates {
+	struct gate *gate[OPTIONS_SECTIONS_MAX];
+	size_t n;
+};
+
+static void gates_fini(struct gates *g)
+{
+	while (g->n)
+		gate_free(g->gate[--g->n]);
+}
+
+/* All of them or none. */
+static int gates_load(struct gates *ret, const struct options *o)
+{
+	char why[400];
+
+	for (size_t i = 0; i < o->n_gates; i++) {
+		int r = gate_load(o->gates[i].file, &ret->gate[i], why, sizeof(why));
+
+		if (r < 0) {
+			log_error("gate cannot be loaded", "gate=%s file=\"%s\" why=\"%s\"",
+				o->gates[i].name, o->gates[i].file, why);
+			gates_fini(ret);
+			return r;
+		}
+		ret->n++;
+	}
+	return 0;
+}
+
+static int gates_install(struct gates *g, struct cache *c, const struct options *o)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < g->n && r == 0; i++) {
+		r = cache_add_gate(c, o->gates[i].name, g->gate[i]);
+		if (r == 0)
+			g->gate[i] = NULL; /* the cache's */
+		else
+			log_error("gate cannot be added", "gate=%s error=\"%s\"", o->gates[i].name,
+				strerror(-r));
+	}
+	gates_fini(g);
+	return r;
+}
+
+/* ---- reload ---- */
+
+static void say_difference(void *userdata, const char *name, bool reload)
+{
+	(void)userdata;
+	if (reload)
+		log_info("parameter changed", "name=%s", name);
+	else
+		log_warning("parameter not changed: it needs a restart", "name=%s", name);
+}
+
+static int reload(struct daemon *d)
+{
+	struct options *o = NULL;
+	struct gates gates = {.n = 0};
+	char why[600];
+	int r = options_load(d->argc, d->argv, d->envp, &o, why, sizeof(why));
+
+	if (r == 0)
+		r = options_follow(o, d->options, say_difference, NULL, why, sizeof(why));
+	if (r < 0)
+		log_error("configuration not taken over", "why=\"%s\"", why);
+	if (r == 0)
+		r = gates_load(&gates, o);
+	if (r < 0) {
+		options_free(o);
+		return r;
+	}
+	cache_retire_gates(d->cache);
+	gates_install(&gates, d->cache, o);
+	log_set_level((enum log_level)o->log_level);
+	server_reload(d->server, o);
+	options_free(d->options);
+	d->options = o;
+	return 0;
+}
+
+static void on_hup(void *userdata, int signo)
+{
+	struct daemon *d = userdata;
+
+	(void)signo;
+	if (d->stopping)
+		return;
+	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu", (unsigned long long)loop_now_ns() / 1000);
+	if (reload(d) == 0)
+		log_info("configuration taken over", "file=\"%s\"", d->options->config);
+	sd_notify(0, "READY=1");
+}
+
+/* ---- the end ---- */
+
+static void quit(void *userdata)
+{
+	struct daemon *d = userdata;
+
+	loop_quit(d->loop);
+}
+
+static void on_drain_timeout(void *userdata)
+{
+	log_warning("commits in flight took too long: not waiting for them");
+	quit(userdata);
+}
+
+static void on_term(void *userdata, int signo)
+{
+	struct daemon *d = userdata;
+
+	if (d->stopping) {
+		quit(d);
+		return;
+	}
+	d->stopping = true;
+	log_info("going down", "signal=%d", signo);
+	sd_notify(0, "STOPPING=1\nSTATUS=finishing commits in flight");
+	loop_arm(d->drain, (uint64_t)d->options->drain_seconds * 1000000000u, 0);
+	server_drain(d->server, quit, d);
+}
+
+/* ---- systemd ---- */
+
+static void on_beat(void *userdata)
+{
+	struct daemon *d = userdata;
+	char status[200];
+
+	server_status(d->server, status, sizeof(status));
+	sd_notifyf(0, "STATUS=%s%s", status, d->watchdog ? "\nWATCHDOG=1" : "");
+}
+
+/* Twice within what systemd allows; without a watchdog only to say how things are. */
+static void start_beat(struct daemon *d)
+{
+	uint64_t period = STATUS_PERIOD_NS, watchdog_us;
+
+	if (!getenv("NOTIFY_SOCKET"))
+		return;
+	d->watchdog = sd_watchdog_enabled(0, &watchdog_us) > 0;
+	if (d->watchdog && watchdog_us * 1000 / 2 < period)
+		period = watchdog_us * 1000 / 2;
+	loop_arm(d->beat, 0, period);
+}
+
+/* ---- building ---- */
+
+static unsigned pack_workers(const struct options *o)
+{
+	long half = sysconf(_SC_NPROCESSORS_ONLN) / 2;
+
+	if (o->pack_workers)
+		return (unsigned)o->pack_workers;
+	return half < 1 ? 1 : half > PACK_WORKERS_AUTO ? PACK_WORKERS_AUTO : (unsigned)half;
+}
+
+static int build_cache(struct daemon *d)
+{
+	const struct options *o = d->options;
+	const struct cache_options co = {
+		.loop = d->loop,
+		.counters = d->counters,
+		.host_bytes = o->host_bytes,
+		.segment_bytes = o->segment_bytes,
+		.index_slots = (uint64_t)o->index_slots,
+		.high_watermark = (float)o->high_watermark,
+		.low_watermark = (float)o->low_watermark,
+		.pack_workers = pack_workers(o),
+		.numa_node = (int)o->numa_node,
+		.huge_pages = o->huge_pages,
+		.prefault = o->prefault,
+		.arithmetic = o->gate_arithmetic ? GATE_FAST : GATE_EXACT,
+	};
+
+	return cache_new(&co, &d->cache);
+}
+
+static int build_loop(struct daemon *d)
+{
+	int r = loop_new(&d->loop);
+
+	if (r == 0)
+		r = loop_add_timer(d->loop, on_beat, d, &d->beat);
+	if (r == 0)
+		r = loop_add_timer(d->loop, on_drain_timeout, d, &d->drain);
+	if (r == 0)
+		r = loop_add_signal(d->loop, SIGTERM, on_term, d);
+	if (r == 0)
+		r = loop_add_signal(d->loop, SIGINT, on_term, d);
+	if (r == 0)
+		r = loop_add_signal(d->loop, SIGHUP, on_hup, d);
+	return r;
+}
+
+static int build_server(struct daemon *d)
+{
+	const struct server_parts parts = {
+		.loop = d->loop,
+		.cache = d->cache,
+		.counters = d->counters,
+		.options = d->options,
+	};
+	char why[400];
+	int r = server_new(&parts, &d->server);
+
+	if (r < 0)
+		return r;
+	r = server_listen(d->server, why, sizeof(why));
+	if (r < 0)
+		log_error("cannot listen", "why=\"%s\"", why);
+	return r;
+}
+
+static int failed(const char *what, int r)
+{
+	if (r < 0)
+		log_error("cannot start", "part=%s error=\"%s\"", what, strerror(-r));
+	return r;
+}
+
+static int build(struct daemon *d)
+{
+	struct gates gates = {.n = 0};
+	int r = failed("loop", build_loop(d));
+
+	if (r == 0)
+		r = failed("counters", counters_new(&d->counters));
+	if (r == 0)
+		r = failed("cache", build_cache(d));
+	if (r == 0)
+		r = gates_load(&gates, d->options);
+	if (r == 0)
+		r = gates_install(&gates, d->cache, d->options);
+	if (r == 0)
+		r = failed("server", build_server(d));
+	return r;
+}
+
+static void tear_down(struct daemon *d)
+{
+	server_free(d->server);
+	cache_free(d->cache);
+	counters_free(d->counters);
+	if (d->loop) {
+		loop_del_timer(d->beat);
+		loop_del_timer(d->drain);
+	}
+	loop_free(d->loop);
+	options_free(d->options);
+}
+
+/* As many as the kernel lets us have; sessions need them. */
+static void raise_fd_limit(const struct options *o)
+{
+	const rlim_t want = (rlim_t)o->max_sessions * FDS_PER_SESSION + FDS_OTHER;
+	struct rlimit l;
+
+	if (getrlimit(RLIMIT_NOFILE, &l) < 0)
+		return;
+	if (l.rlim_max < want)
+		log_warning("too few file descriptors for max_sessions: raise the hard limit "
+			    "(LimitNOFILE=)",
+			"limit=%llu wanted=%llu", (unsigned long long)l.rlim_max,
+			(unsigned long long)want);
+	l.rlim_cur = l.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &l);
+}
+
+int daemon_run(struct options *o, int argc, char *const *argv, char *const *envp)
+{
+	struct daemon d = {.argc = argc, .argv = argv, .envp = envp, .options = o};
+	char bytes[32];
+	int r;
+
+	log_set_level((enum log_level)o->log_level);
+	signal(SIGPIPE, SIG_IGN);
+	raise_fd_limit(o);
+	r = build(&d);
+	if (r == 0) {
+		option_format_bytes((double)o->host_bytes, bytes, sizeof(bytes));
+		log_info("serving", "socket=\"%s\" host_bytes=%s config=\"%s\"", o->socket, bytes,
+			o->config);
+		sd_notify(0, "READY=1");
+		start_beat(&d);
+		r = failed("loop", loop_run(d.loop));
+	}
+	tear_down(&d);
+	return r < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+}

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Subscribe, and the delivery of events. An event is a reply with id 0. A subscriber that reads too slowly loses events
+ * and not its session: above EVENTS_QUEUED_MAX nothing more is queued for it, what is lost is counted, and the first
+ * event that fits again is preceded by one that says how many are missing.
+ */
+#include <string.h>
+
+#include "daemon/serve/request.h"
+
+/* Half of what may wait for one client, so that replies find room beside events. */
+#define EVENTS_QUEUED_MAX (OUTBOX_BYTES_MAX / 2)
+
+#define EVENTS_ALL                                                                                 \
+	(1u << KVGATE__V1__EVENT_KIND__EVENT_COMMITTED |                                           \
+		1u << KVGATE__V1__EVENT_KIND__EVENT_SHRUNK |                                       \
+		1u << KVGATE__V1__EVENT_KIND__EVENT_EVICTED)
+
+struct subscribe_args {
+	uint32_t events;
+	const char *tenant;
+};
+
+int prep_subscribe(struct request *r, const Kvgate__V1__Request *q)
+{
+	const Kvgate__V1__Subscribe *m = q->subscribe;
+	struct subscribe_args *a = r->args = request_new(r, 1, struct subscribe_args);
+
+	a->events = m->events &
+		EVENTS_ALL; /* kinds that only newer daemons know never happen here */
+	a->tenant = request_text(r, "tenant", m->tenant, OPTIONS_NAME_MAX);
+	return a->tenant ? KVG_CODE_OK : KVG_CODE_BAD_ARGUMENT;
+}
+
+void events_unsubscribe(struct session *s)
+{
+	struct session **p = &s->server->subscribers;
+
+	if (!s->events)
+		return;
+	while (*p != s)
+		p = &(*p)->next_subscriber;
+	*p = s->next_subscriber;
+	s->events = 0;
+	charge_fini(&s->subscription);
+}
+
+int run_subscribe(struct request *r)
+{
+	const struct subscribe_args *a = r->args;
+	Kvgate__V1__SubscribeReply *m = request_new(r, 1, Kvgate__V1__SubscribeReply);
+	struct session *s = r->session;
+	struct tenant *t;
+	int code = request_tenant(r, a->tenant, &t);
+
+	if (code)
+		return code;
+	events_unsubscribe(s);
+	if (a->events) {
+		if (charge_add(&s->subscription, &r->tenant->account, ACCOUNT_SUBSCRIPTIONS, 1) < 0)
+			return request_over_quota(r, ACCOUNT_SUBSCRIPTIONS);
+		s->events = a->events;
+		s->events_of = t;
+		s->events_lost = 0;
+		s->next_subscriber = s->server->subscribers;
+		s->server->subscribers = s;
+	}
+	kvgate__v1__subscribe_reply__init(m);
+	m->events = s->events;
+	r->reply->body_case = KVGATE__V1__REPLY__BODY_SUBSCRIBE;
+	r->reply->subscribe = m;
+	return KVG_CODE_OK;
+}
+
+static void send_event(struct session *s, Kvgate__V1__Event *e)
+{
+	Kvgate__V1__Reply reply = KVGATE__V1__REPLY__INIT;
+
+	reply.body_case = KVGATE__V1__REPLY__BODY_EVENT;
+	reply.event = e;
+	request_send(s, &reply, NULL, 0);
+}
+
+static void deliver(struct session *s, Kvgate__V1__Event *e)
+{
+	if (s->outbox.charge.amount > EVENTS_QUEUED_MAX) {
+		s->events_lost++;
+		return;
+	}
+	if (s->events_lost) {
+		Kvgate__V1__Event lost = KVGATE__V1__EVENT__INIT;
+
+		lost.kind = KVGATE__V1__EVENT_KIND__EVENT_LOST;
+		lost.tenant = e->tenant;
+		lost.count = s->events_lost;
+		s->events_lost = 0;
+		send_event(s, &lost);
+	}
+	send_event(s, e);
+}
+
+void events_deliver(void *userdata, const struct cache_event *from)
+{
+	struct server *server = userdata;
+	Kvgate__V1__Event e = KVGATE__V1__EVENT__INIT;
+
+	if (!server->subscribers)
+		return;
+	e.kind = (Kvgate__V1__EventKind)from->kind;
+	e.tenant = (char *)(uintptr_t)cache_tenant_name(from->tenant);
+	e.key = (ProtobufCBinaryData){
+		.len = sizeof(from->key.b), .data = (uint8_t *)(uintptr_t)from->key.b};
+	e.layout = from->layout;
+	e.handle = kvg_handle_pack(from->handle);
+	e.held = from->held;
+	e.bytes = from->bytes;
+	for (struct session *s = server->subscribers; s; s = s->next_subscriber)
+		if (s->events & 1u << from->kind && s->events_of->cache == from->tenant)
+			deliver(s, &e);
+}

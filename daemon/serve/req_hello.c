@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Hello: versions and features, and what a session is given to read with - the index, and a pin page of its own. */
+#include <errno.h>
+#include <stdio.h>
+
+#include "daemon/base/log.h"
+#include "daemon/serve/request.h"
+
+/* Bits of optional behaviour that this daemon knows; none exist in version 1. */
+#define FEATURES 0ull
+
+#ifndef KVG_VERSION
+#define KVG_VERSION "0"
+#endif
+
+struct hello_args {
+	uint64_t features;
+	bool control;
+	uint32_t pins;
+};
+
+int prep_hello(struct request *r, const Kvgate__V1__Request *q)
+{
+	const Kvgate__V1__Hello *m = q->hello;
+	struct hello_args *a = r->args = request_new(r, 1, struct hello_args);
+	char *client;
+
+	if (m->version_min > KVG_PROTOCOL_VERSION || m->version_max < KVG_PROTOCOL_VERSION)
+		return request_refuse(r, KVG_CODE_BAD_VERSION,
+			"the client speaks versions %u to %u, the daemon %u; update the older side",
+			m->version_min, m->version_max, KVG_PROTOCOL_VERSION);
+	client = request_text(r, "client", m->client, REQUEST_NAME_MAX);
+	if (!client)
+		return KVG_CODE_BAD_ARGUMENT;
+	snprintf(r->session->client, sizeof(r->session->client), "%s", client);
+	a->features = m->features & FEATURES;
+	a->control = m->control;
+	a->pins = m->pins;
+	return KVG_CODE_OK;
+}
+
+/* From a greeting to a session. */
+static int admit(struct request *r)
+{
+	struct session *s = r->session;
+	const struct options *o = s->server->parts.options;
+	struct charge session = {0};
+
+	if (s->server->n_sessions > o->max_sessions)
+		return request_refuse(r, KVG_CODE_QUOTA,
+			"%lld sessions are open; raise max_sessions in kvgated.conf",
+			(long long)o->max_sessions);
+	if (charge_add(&session, &r->tenant->account, ACCOUNT_SESSIONS, 1) < 0)
+		return request_over_quota(r, ACCOUNT_SESSIONS);
+	charge_fini(&s->presence);
+	s->presence = session;
+	return KVG_CODE_OK;
+}
+
+int run_hello(struct request *r)
+{
+	const struct hello_args *a = r->args;
+	struct session *s = r->session;
+	struct tenant *t = r->tenant;
+	Kvgate__V1__HelloReply *m = request_new(r, 1, Kvgate__V1__HelloReply);
+	uint32_t pins = a->pins && a->pins < t->pins ? a->pins : t->pins;
+	int code = admit(r), error;
+
+	if (code)
+		return code;
+	kvgate__v1__hello_reply__init(m);
+	if (!a->control) {
+		error = pinpage_attach(&s->pinpage, t->cache, pins);
+		if (error < 0)
+			return request_errno(r, error);
+		r->fds[r->n_fds++] = cache_tenant_index_fd(t->cache);
+		r->fds[r->n_fds++] = s->pinpage.fd;
+		m->pins = pins;
+	}
+	s->control = a->control;
+	s->state = SESSION_OPEN;
+	m->version = KVG_PROTOCOL_VERSION;
+	m->features = a->features;
+	m->daemon = (char *)(uintptr_t) "kvgated " KVG_VERSION;
+	m->tenant = t->name;
+	m->session = s->id;
+	m->staging_bytes = t->account.limit[ACCOUNT_STAGING];
+	m->admin = s->admin;
+	r->reply->body_case = KVGATE__V1__REPLY__BODY_HELLO;
+	r->reply->hello = m;
+	log_debug("session opens", "session=%llu tenant=%s pid=%d client=\"%s\"",
+		(unsigned long long)s->id, t->name, (int)s->peer.pid, s->client);
+	return KVG_CODE_OK;
+}

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The list of sessions and what concerns all of them: accepting, reloading, draining.
+ *
+ * Draining: the socket is closed for newcomers, stages and commits are refused, commits in flight go on and are
+ * answered; when there is none left, done runs. Sessions stay until server_free(), so that clients may read on.
+ */
+#include "daemon/serve/server.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "daemon/base/log.h"
+#include "daemon/serve/listener.h"
+#include "daemon/serve/request.h"
+
+/* Above max_sessions a client is still told why; above this it finds the door shut. */
+#define CONNECTIONS_SPARE 64
+
+int server_new(const struct server_parts *p, struct server **ret)
+{
+	struct server *s = calloc(1, sizeof(*s));
+
+	if (!s)
+		return -ENOMEM;
+	s->parts = *p;
+	s->buffers = request_buffers_new();
+	if (!s->buffers) {
+		free(s);
+		return -ENOMEM;
+	}
+	cache_on_event(p->cache, events_deliver, s);
+	*ret = s;
+	return 0;
+}
+
+struct server *server_free(struct server *s)
+{
+	if (!s)
+		return NULL;
+	s->done = NULL;
+	listener_free(s->listener);
+	commits_cancel(s);
+	while (s->sessions)
+		session_free(s->sessions);
+	cache_on_event(s->parts.cache, NULL, NULL);
+	tenants_fini(&s->tenants);
+	request_buffers_free(s->buffers);
+	free(s);
+	return NULL;
+}
+
+static void on_connection(void *userdata, int sock)
+{
+	struct server *s = userdata;
+	struct session *session;
+
+	if (s->n_sessions >= s->parts.options->max_sessions + CONNECTIONS_SPARE)
+		close(sock);
+	else
+		session_new(s, sock,
+			&session); /* what fails there is logged there; the next one may fare better */
+}
+
+int server_listen(struct server *s, char *ret_why, size_t why_size)
+{
+	const struct options *o = s->parts.options;
+
+	return listener_new(s->parts.loop, o->socket, (mode_t)o->socket_mode, on_connection, s,
+		&s->listener, ret_why, why_size);
+}
+
+void server_reload(struct server *s, const struct options *o)
+{
+	s->parts.options = o;
+	tenants_reload(&s->tenants, s->parts.cache, o);
+}
+
+static void drained(struct server *s)
+{
+	server_done_fn done = s->done;
+
+	if (!s->draining || s->n_batches || !done)
+		return;
+	s->done = NULL;
+	done(s->done_userdata);
+}
+
+void server_drain(struct server *s, server_done_fn done, void *userdata)
+{
+	if (s->listener)
+		listener_close(s->listener);
+	s->draining = true;
+	s->done = done;
+	s->done_userdata = userdata;
+	drained(s);
+}
+
+void server_batch_done(struct server *s)
+{
+	assert(s->n_batches > 0);
+	s->n_batches--;
+	drained(s);
+}
+
+void server_status(const struct server *s, char *ret, size_t size)
+{
+	snprintf(ret, size, "%lld sessions of %lld tenants, %lld commits in flight%s",
+		(long long)s->n_sessions, (long long)s->tenants.n, (long long)s->n_batches,
+		s->draining ? ", going down" : "");
+}

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * server: all sessions, their tenants, and the socket they come from.
+ * Thread: the control thread. Locks: none. Blocks: never. Errors: negative errno with a text.
+ */
+#ifndef KVGATE_DAEMON_SERVE_SERVER_H
+#define KVGATE_DAEMON_SERVE_SERVER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct cache;
+struct counters;
+struct loop;
+struct options;
+struct server;
+
+struct server_parts { /* all borrowed; they outlive the server */
+	struct loop *loop;
+	struct cache *cache;
+	struct counters *counters;
+	const struct options *options;
+};
+
+int server_new(const struct server_parts *p, struct server **ret);
+struct server *server_free(struct server *s); /* ends every session */
+int server_listen(struct server *s, char *ret_why, size_t why_size);
+
+/* Takes over what can change at run time; `o` replaces the options given before. */
+void server_reload(struct server *s, const struct options *o);
+
+/* No new sessions, stages or commits; done runs when the commits in flight are finished, perhaps at once. */
+typedef void (*server_done_fn)(void *userdata);
+void server_drain(struct server *s, server_done_fn done, void *userdata);
+
+/* "3 sessions, 2 commits in flight" */
+void server_status(const struct server *s, char *ret, size_t size);
+
+#endif

@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The connection is the lock: whatever a session holds hangs on this struct, and session_free() takes all of it back.
+ *
+ *   connected --> GREETING --hello--> OPEN --+--> ENDING --> freed
+ *                    +---------------------- + end of file, death of the process (pidfd), a message that cannot
+ *                                              be, a socket that nobody reads
+ *
+ * A session can come to its end anywhere, also while an event is delivered to it or one of its commits is answered.
+ * So session_end() only silences it, and posts the rest to the loop: then nobody is in the middle of anything.
+ *
+ * One wake-up takes one message, answers it, and goes back to sleep: a second recvmsg() to learn that nothing more
+ * is there would cost every lone request one more system call, and the loop comes back anyway when there is more.
+ */
+#include "daemon/serve/session.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "daemon/base/log.h"
+#include "daemon/serve/request.h"
+
+static bool holds_something(const struct session *s)
+{
+	return s->stages.used || s->held.used || s->batches || pinpage_holds(&s->pinpage);
+}
+
+static void release_held(struct session *s)
+{
+	struct kvg_handle handle;
+	uint32_t cursor = 0, count;
+
+	while (held_take_any(&s->held, &cursor, &handle, &count))
+		while (count--)
+			cache_release(s->tenant->cache, handle);
+	held_fini(&s->held);
+	charge_fini(&s->held_charge);
+}
+
+static void silence(struct session *s)
+{
+	s->on_sock = loop_del_fd(s->on_sock);
+	s->on_death = loop_del_fd(s->on_death);
+}
+
+void session_free(struct session *s)
+{
+	if (!s)
+		return;
+	silence(s);
+	if (s->state != SESSION_GREETING && s->tenant && holds_something(s))
+		counter_add(s->tenant->scope, COUNTER_RECLAIMED, 0, 1);
+	events_unsubscribe(s);
+	commits_orphan(s);
+	release_held(s);
+	stages_fini(&s->stages);
+	pinpage_fini(&s->pinpage);
+	outbox_fini(&s->outbox);
+	charge_fini(&s->presence);
+	peer_fini(&s->peer);
+	close(s->sock);
+	*s->link = s->next;
+	if (s->next)
+		s->next->link = s->link;
+	s->server->n_sessions--;
+	free(s);
+}
+
+static void on_end(struct loop_work *w)
+{
+	session_free((struct session *)((char *)w - offsetof(struct session, end)));
+}
+
+void session_end(struct session *s, const char *why)
+{
+	if (s->state == SESSION_ENDING)
+		return;
+	log_debug("session ends", "session=%llu tenant=%s pid=%d client=\"%s\" why=\"%s\"",
+		(unsigned long long)s->id, s->tenant->name, (int)s->peer.pid, s->client, why);
+	s->state = SESSION_ENDING;
+	silence(s);
+	s->end.fn = on_end;
+	loop_post(s->server->parts.loop, &s->end);
+}
+
+static void cut_off(struct session *s, int error)
+{
+	if (error == -EPIPE || error == -ECONNRESET) {
+		session_end(s, "hung up");
+		return;
+	}
+	log_warning("client cut off", "session=%llu tenant=%s pid=%d client=\"%s\" why=\"%s\"",
+		(unsigned long long)s->id, s->tenant->name, (int)s->peer.pid, s->client,
+		error == -ENOBUFS || error == -EDQUOT ? "does not read its replies"
+						      : strerror(-error));
+	session_end(s, "cut off");
+}
+
+static int wait_for_room(struct session *s, bool waiting)
+{
+	if (waiting == s->waiting)
+		return 0;
+	s->waiting = waiting;
+	return loop_set_events(s->on_sock, waiting ? EPOLLIN | EPOLLOUT : EPOLLIN);
+}
+
+void session_send(struct session *s, const void *data, size_t n, const int *fds, unsigned n_fds)
+{
+	bool waiting = s->waiting;
+	int r;
+
+	if (s->state == SESSION_ENDING)
+		return;
+	r = outbox_send(&s->outbox, &s->tenant->account, data, n, fds, n_fds, &waiting);
+	if (r == 0)
+		r = wait_for_room(s, waiting);
+	if (r < 0)
+		cut_off(s, r);
+}
+
+static void receive(struct session *s)
+{
+	void *buf = request_buffers_in(s->server->buffers);
+	int fds[KVG_MESSAGE_FDS_MAX];
+	unsigned n_fds = 0;
+	ssize_t n = wire_recv(s->sock, buf, KVG_MESSAGE_MAX, fds, KVG_MESSAGE_FDS_MAX, &n_fds);
+
+	if (n > 0) {
+		for (unsigned i = 0; i < n_fds; i++) /* no request of this version takes any */
+			close(fds[i]);
+		request_serve(s, buf, (size_t)n, n_fds);
+	} else if (n == 0 || n == -ECONNRESET) {
+		session_end(s, "end of file");
+	} else if (n == -EMSGSIZE) {
+		counter_add(s->tenant->scope, COUNTER_BAD_MESSAGES, 0, 1);
+		session_end(s, "message too large");
+	} else if (n != -EAGAIN) {
+		cut_off(s, (int)n);
+	}
+}
+
+static void on_socket(void *userdata, uint32_t events)
+{
+	struct session *s = userdata;
+
+	if (events & EPOLLOUT) {
+		bool waiting = s->waiting;
+		int r = outbox_flush(&s->outbox, &waiting);
+
+		if (r == 0)
+			r = wait_for_room(s, waiting);
+		if (r < 0) {
+			cut_off(s, r);
+			return;
+		}
+	}
+	if (events & (EPOLLIN | EPOLLHUP | EPOLLERR))
+		receive(s);
+}
+
+static void on_pidfd(void *userdata, uint32_t events)
+{
+	(void)events;
+	session_end(userdata, "its process is gone");
+}
+
+static int find_tenant(struct session *s)
+{
+	struct server *server = s->server;
+	char why[200] = "too many connections that have not said hello";
+	int r = tenants_get(&server->tenants, server->parts.cache, server->parts.counters,
+		server->parts.options, &s->peer, &s->tenant, why, sizeof(why));
+
+	if (r == 0)
+		r = charge_add(&s->presence, &s->tenant->account, ACCOUNT_GREETINGS, 1);
+	if (r < 0 && !server->refusing)
+		log_warning(
+			"connections are refused", "uid=%u why=\"%s\"", (unsigned)s->peer.uid, why);
+	server->refusing = r < 0;
+	return r;
+}
+
+int session_new(struct server *server, int sock, struct session **ret)
+{
+	struct session *s = calloc(1, sizeof(*s));
+	int r;
+
+	if (!s) {
+		close(sock);
+		return -ENOMEM;
+	}
+	*s = (struct session){.server = server, .sock = sock, .peer.pidfd = -1};
+	outbox_init(&s->outbox, sock);
+	pinpage_init(&s->pinpage);
+	stages_init(&s->stages);
+	s->id = ++server->last_session;
+	s->next = server->sessions;
+	s->link = &server->sessions;
+	if (s->next)
+		s->next->link = &s->next;
+	server->sessions = s;
+	server->n_sessions++;
+	r = peer_init(&s->peer, sock);
+	if (r == 0)
+		r = find_tenant(s);
+	if (r == 0)
+		r = loop_add_fd(server->parts.loop, sock, EPOLLIN, on_socket, s, &s->on_sock);
+	if (r == 0 && s->peer.pidfd >= 0)
+		r = loop_add_fd(
+			server->parts.loop, s->peer.pidfd, EPOLLIN, on_pidfd, s, &s->on_death);
+	if (r < 0) {
+		session_free(s);
+		return r;
+	}
+	s->admin = s->peer.uid == 0 || s->peer.uid == geteuid();
+	*ret = s;
+	return 0;
+}

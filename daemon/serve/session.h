@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * session: one connection and everything that it holds; private to daemon/serve.
+ * Thread: the control thread. Locks: none. Blocks: never. Errors: negative errno.
+ */
+#ifndef KVGATE_DAEMON_SERVE_SESSION_H
+#define KVGATE_DAEMON_SERVE_SESSION_H
+
+#include "daemon/base/loop.h"
+#include "daemon/serve/held.h"
+#include "daemon/serve/outbox.h"
+#include "daemon/serve/peer.h"
+#include "daemon/serve/pinpage.h"
+#include "daemon/serve/server.h"
+#include "daemon/serve/stages.h"
+#include "daemon/serve/tenant.h"
+#include "proto/wire.h"
+
+struct commit_batch;
+struct request_buffers;
+
+enum session_state {
+	SESSION_GREETING, /* connected, hello to come */
+	SESSION_OPEN,
+	SESSION_ENDING, /* the peer is gone or cut off; freed at the end of the round */
+};
+
+struct session {
+	struct session *next, **link; /* of the server's sessions */
+	struct server *server;
+	struct tenant *tenant;
+	enum session_state state;
+	uint64_t id;
+	bool admin, control;
+	char client[64]; /* what it calls itself; for the log */
+
+	int sock;
+	struct peer peer;
+	struct loop_source *on_sock, *on_death;
+	bool waiting; /* for the socket to be writable */
+	struct loop_work end;
+	struct outbox outbox;
+
+	struct charge presence; /* a greeting, then a session */
+	struct pinpage pinpage;
+	struct held held;
+	struct charge held_charge;
+	struct stages stages;
+	struct commit_batch *batches; /* commits that are not answered yet */
+
+	uint32_t events; /* bits of 1 << Kvgate__V1__EventKind; 0: not subscribed */
+	struct tenant *events_of;
+	uint64_t events_lost;
+	struct charge subscription;
+	struct session *next_subscriber;
+};
+
+struct server {
+	struct server_parts parts;
+	struct listener *listener;
+	struct tenants tenants;
+	struct session *sessions, *subscribers;
+	struct commit_batch *orphans; /* commits whose client is gone */
+	int64_t n_sessions;
+	uint64_t last_session;
+	int64_t n_batches; /* commits in flight, in requests */
+	bool draining;
+	bool refusing; /* connections, and that was logged */
+	server_done_fn done;
+	void *done_userdata;
+	struct request_buffers *buffers; /* of the one request that is being served */
+};
+
+/* Takes sock and tenant's quota; on failure sock is closed. */
+int session_new(struct server *s, int sock, struct session **ret);
+void session_free(struct session *s);
+/* At the end of this round; nothing is received or sent any more. */
+void session_end(struct session *s, const char *why);
+/* A whole message. A client that cannot be told, or does not read, is cut off. */
+void session_send(struct session *s, const void *data, size_t n, const int *fds, unsigned n_fds);
+
+/* A batch was answered, or nobody waits for it any more. */
+void server_batch_done(struct server *s);
+
+#endif

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * An id is generation << 32 | slot + 1. Slots are used again, generations are not, so an id never names a second
+ * stage of the same session; free slots form a list through `next_free`.
+ */
+#include "daemon/serve/stages.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#define SIZE_MIN 32u
+#define NONE     UINT32_MAX
+
+struct stages_slot {
+	struct stage stage;
+	uint32_t gen, next_free;
+};
+
+void stages_init(struct stages *s)
+{
+	*s = (struct stages){.first_free = NONE};
+}
+
+void stages_fini(struct stages *s)
+{
+	/* no holes are punched: the memory goes as a whole, with its last reference */
+	for (uint32_t i = 0; i < s->size; i++)
+		charge_fini(&s->slots[i].stage.charge);
+	free(s->slots);
+	if (s->staging)
+		staging_unref(s->staging);
+	stages_init(s);
+}
+
+int stages_open(struct stages *s, uint64_t bytes)
+{
+	return s->staging ? 0 : staging_new(bytes, &s->staging);
+}
+
+static int grow(struct stages *s)
+{
+	uint32_t size = s->size ? s->size * 2 : SIZE_MIN;
+	struct stages_slot *slots = realloc(s->slots, size * sizeof(*slots));
+
+	if (!slots)
+		return -ENOMEM;
+	for (uint32_t i = size; i-- > s->size;) {
+		slots[i] = (struct stages_slot){.next_free = s->first_free};
+		s->first_free = i;
+	}
+	s->slots = slots;
+	s->size = size;
+	return 0;
+}
+
+int stages_reserve(struct stages *s, struct account *a, struct cache_layout *l,
+	enum stage_input input, uint64_t bytes, uint64_t *ret_id, uint64_t *ret_offset)
+{
+	struct stage st = {.layout = l, .input = input, .bytes = bytes};
+	struct stages_slot *slot;
+	int r = 0;
+
+	if (s->first_free == NONE)
+		r = grow(s);
+	if (r == 0)
+		r = charge_add(&st.charge, a, ACCOUNT_STAGING, bytes);
+	if (r == 0) {
+		r = staging_alloc(s->staging, bytes, &st.offset);
+		if (r < 0)
+			charge_fini(&st.charge);
+	}
+	if (r < 0)
+		return r;
+	slot = &s->slots[s->first_free];
+	*ret_id = (uint64_t)++slot->gen << 32 | (s->first_free + 1);
+	*ret_offset = st.offset;
+	s->first_free = slot->next_free;
+	slot->stage = st;
+	s->used++;
+	return 0;
+}
+
+bool stages_take(struct stages *s, uint64_t id, struct stage *ret)
+{
+	uint32_t i = (uint32_t)id - 1; /* 0 wraps to NONE */
+	struct stages_slot *slot;
+
+	if (i >= s->size)
+		return false;
+	slot = &s->slots[i];
+	if (!slot->stage.layout || slot->gen != (uint32_t)(id >> 32))
+		return false;
+	*ret = slot->stage;
+	slot->stage = (struct stage){0};
+	slot->next_free = s->first_free;
+	s->first_free = i;
+	s->used--;
+	return true;
+}
+
+void stage_fini(struct stage *st, struct staging *from)
+{
+	if (!st->layout)
+		return;
+	staging_release(from, st->offset, st->bytes);
+	charge_fini(&st->charge);
+	*st = (struct stage){0};
+}

@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A tenant is made when its first session comes and stays as long as the daemon: its blocks do too. Its name is that
+ * of the [tenant NAME] section that names the user or a group of his, else uid-UID, so that users whom nobody
+ * configured are kept apart.
+ */
+#include "daemon/serve/tenant.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/base/log.h"
+
+static void apply_policy(struct tenant *t, const struct options *o)
+{
+	char why[200];
+	const struct cache_policy all = {
+		.high_watermark = (float)o->high_watermark,
+		.low_watermark = (float)o->low_watermark,
+	};
+
+	if (cache_policy_set(t->cache, "", &all, why, sizeof(why)))
+		log_warning("watermarks not taken over", "tenant=%s why=\"%s\"", t->name, why);
+	for (size_t i = 0; i < o->n_models; i++) {
+		const struct cache_policy one = {.floor = (float)o->models[i].floor};
+
+		if (one.floor > 0 &&
+			cache_policy_set(t->cache, o->models[i].name, &one, why, sizeof(why)))
+			log_warning("floor not taken over", "tenant=%s model=\"%s\" why=\"%s\"",
+				t->name, o->models[i].name, why);
+	}
+}
+
+static int apply(struct tenant *t, struct cache *c, const struct options *o)
+{
+	const struct options_tenant *section = options_tenant_find(o, t->name);
+	const struct options_limits *l = section ? &section->limits : &o->limits;
+	const struct cache_limits limits = {.host_bytes = l->host_bytes, .floor = (float)l->floor};
+	int r = cache_tenant_open(c, t->name, &limits, &t->cache);
+
+	if (r < 0)
+		return r;
+	account_set_limit(&t->account, ACCOUNT_GREETINGS, TENANT_GREETINGS_MAX);
+	account_set_limit(&t->account, ACCOUNT_SESSIONS, (uint64_t)l->sessions);
+	account_set_limit(&t->account, ACCOUNT_STAGING, l->staging_bytes);
+	account_set_limit(&t->account, ACCOUNT_PINS, (uint64_t)l->pins);
+	account_set_limit(&t->account, ACCOUNT_IN_FLIGHT, (uint64_t)l->in_flight);
+	account_set_limit(&t->account, ACCOUNT_SUBSCRIPTIONS, (uint64_t)l->subscriptions);
+	account_set_limit(&t->account, ACCOUNT_REPLIES, l->reply_bytes);
+	t->pins = (uint32_t)l->pins;
+	apply_policy(t, o);
+	return 0;
+}
+
+struct tenant *tenants_find(const struct tenants *ts, const char *name)
+{
+	for (struct tenant *t = ts->first; t; t = t->next)
+		if (!strcmp(t->name, name))
+			return t;
+	return NULL;
+}
+
+int tenants_get(struct tenants *ts, struct cache *c, struct counters *counters,
+	const struct options *o, const struct peer *p, struct tenant **ret, char *ret_why,
+	size_t why_size)
+{
+	const struct options_tenant *section = options_tenant_of(o, p->uid, p->gids, p->n_gids);
+	char name[OPTIONS_NAME_MAX];
+	struct tenant *t;
+	int r;
+
+	if (section)
+		memcpy(name, section->name, sizeof(name));
+	else
+		snprintf(name, sizeof(name), "uid-%u", (unsigned)p->uid);
+	t = tenants_find(ts, name);
+	if (t) {
+		*ret = t;
+		return 0;
+	}
+	if (ts->n >= o->max_tenants) {
+		snprintf(ret_why, why_size,
+			"%lld tenants are here: raise max_tenants in kvgated.conf",
+			(long long)ts->n);
+		return -EDQUOT;
+	}
+	t = calloc(1, sizeof(*t));
+	r = t ? 0 : -ENOMEM;
+	if (t) {
+		memcpy(t->name, name, sizeof(name));
+		r = counters_scope(counters, t->name, "", &t->scope);
+		account_init(&t->account, t->name, t->scope);
+	}
+	if (r == 0)
+		r = apply(t, c, o);
+	if (r < 0) {
+		snprintf(ret_why, why_size, "tenant %s: %s", name, strerror(-r));
+		free(t);
+		return r;
+	}
+	t->next = ts->first;
+	ts->first = t;
+	ts->n++;
+	*ret = t;
+	return 0;
+}
+
+void tenants_reload(struct tenants *ts, struct cache *c, const struct options *o)
+{
+	for (struct tenant *t = ts->first; t; t = t->next) {
+		int r = apply(t, c, o);
+
+		if (r < 0)
+			log_warning("limits not taken over", "tenant=%s error=\"%s\"", t->name,
+				strerror(-r));
+	}
+}
+
+void tenants_fini(struct tenants *ts)
+{
+	while (ts->first) {
+		struct tenant *t = ts->first;
+
+		ts->first = t->next;
+		account_fini(&t->account);
+		free(t);
+	}
+	ts->n = 0;
+}

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tenant: whose sessions these are - the account and the cache's part of one owner, found by credentials.
+ * Thread: the control thread. Locks: none. Blocks: never. Errors: negative errno with a text.
+ */
+#ifndef KVGATE_DAEMON_SERVE_TENANT_H
+#define KVGATE_DAEMON_SERVE_TENANT_H
+
+#include "daemon/base/account.h"
+#include "daemon/base/options.h"
+#include "daemon/cache/cache.h"
+#include "daemon/serve/peer.h"
+
+/* Connections of one tenant that have not said hello; a client says it at once. */
+#define TENANT_GREETINGS_MAX 64
+
+struct tenant {
+	struct tenant *next;
+	char name[OPTIONS_NAME_MAX];
+	struct account account;
+	struct counter_scope *scope;
+	struct cache_tenant *cache;
+	uint32_t pins; /* of one session */
+};
+
+struct tenants {
+	struct tenant *first;
+	int64_t n;
+};
+
+/* Found, or made when it is the first session of this user or section. -EDQUOT: too many tenants. */
+int tenants_get(struct tenants *ts, struct cache *c, struct counters *counters,
+	const struct options *o, const struct peer *p, struct tenant **ret, char *ret_why,
+	size_t why_size);
+struct tenant *tenants_find(const struct tenants *ts, const char *name);
+/* Other limits from now on. What is used above them stays. */
+void tenants_reload(struct tenants *ts, struct cache *c, const struct options *o);
+void tenants_fini(struct tenants *ts);
+
+#endif
