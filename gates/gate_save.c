@@ -10,6 +10,7 @@
 #include <json-c/json.h>
 #include <math.h>
 #include <openssl/evp.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -337,13 +338,26 @@ static int gather(struct saving *s)
 	return 0;
 }
 
+/* The shortest text that reads back as the same number. */
+static struct json_object *number_of(float value)
+{
+	char text[32];
+
+	for (int digits = 6; digits <= 9; digits++) {
+		snprintf(text, sizeof(text), "%.*g", digits, (double)value);
+		if (strtof(text, NULL) == value)
+			break;
+	}
+	return json_object_new_double_s(value, text);
+}
+
 static char *list_text(uint32_t n, const float *values)
 {
 	struct json_object *list = json_object_new_array();
 	char *text = NULL;
 
 	for (uint32_t i = 0; list && i < n; i++)
-		json_object_array_add(list, json_object_new_double(values[i]));
+		json_object_array_add(list, number_of(values[i]));
 	if (list)
 		text = strdup(json_object_to_json_string_ext(list, JSON_C_TO_STRING_PLAIN));
 	json_object_put(list);
