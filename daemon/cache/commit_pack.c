@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The workers' part of a commit, and what is made of their results. A worker has the job to itself while it runs: it verifies
+ * the key on the job's own copy of the token ids, which is the copy that is stored, and packs.
+ */
+#include "daemon/cache/evictor.h"
+#include "daemon/cache/job.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct worker_context {
+	struct packer *packer;
+	struct key_hasher *hasher;
+};
+
+static int context_new(void **ret)
+{
+	struct worker_context *w = calloc(1, sizeof(*w));
+	int r;
+
+	if (!w)
+		return -ENOMEM;
+	r = packer_new(&w->packer);
+	if (r == 0)
+		r = key_hasher_new(&w->hasher);
+	if (r < 0) {
+		packer_free(w->packer);
+		free(w);
+		return r;
+	}
+	*ret = w;
+	return 0;
+}
+
+static void context_free(void *context)
+{
+	struct worker_context *w = context;
+
+	packer_free(w->packer);
+	key_hasher_free(w->hasher);
+	free(w);
+}
+
+static void run(struct work *work, void *context)
+{
+	struct cache_job *j = job_of(work);
+	struct worker_context *w = context;
+	struct kvg_key key;
+
+	if (j->check_key) {
+		key_block(w->hasher, j->has_parent ? &j->parent_key : NULL, j->layout->fingerprint,
+			j->ids, j->pack.tokens, &key);
+		if (memcmp(&key, &j->key, sizeof(key))) {
+			job_refuse(j, KVG_CODE_BAD_KEY,
+				"the key is not the hash of parent, layout and tokens");
+			return;
+		}
+	}
+	j->result.code = pack_run(w->packer, &j->pack);
+	if (j->result.code != KVG_CODE_OK)
+		job_refuse(j, j->result.code, j->pack.error);
+}
+
+static void publish(struct cache_job *j)
+{
+	struct cache *c = j->tenant->cache;
+	struct block *b;
+	uint64_t payload;
+
+	if (block_publish(j->tenant, j->layout, &j->pack, j->parent, &b) < 0) {
+		for (uint32_t p = 0; p < j->pack.n_planes; p++)
+			if (j->pack.plane[p].extent.pages)
+				pool_release(j->tenant->pool, &j->pack.plane[p].extent);
+		job_refuse(j, KVG_CODE_NO_MEMORY, "the daemon has no memory left");
+		return;
+	}
+	payload = block_payload(b, b->held);
+	j->result.handle = b->handle;
+	counter_add(j->layout->counters, COUNTER_COMMITS, 0, 1);
+	counter_add(j->layout->counters, COUNTER_COMMIT_BYTES, 0, (int64_t)payload);
+	if (c->on_event)
+		c->on_event(c->on_event_data,
+			&(struct cache_event){
+				.kind = CACHE_EVENT_COMMITTED,
+				.tenant = j->tenant,
+				.key = b->key,
+				.layout = b->layout->id,
+				.handle = b->handle,
+				.held = b->held,
+				.bytes = payload,
+			});
+	evict_check(c, j->tenant);
+}
+
+static void packed(struct work *work)
+{
+	struct cache_job *j = job_of(work);
+	bool ok = j->result.code == KVG_CODE_OK;
+
+	commit_unreserve(j, ok ? j->pack.used : 0);
+	if (ok)
+		publish(j);
+	job_finish(j);
+}
+
+int commit_workers_new(struct cache *c, void (*idle)(void *cache))
+{
+	const struct workers_ops ops = {
+		.context_new = context_new,
+		.context_free = context_free,
+		.run = run,
+		.done = packed,
+		.idle = idle,
+		.userdata = c,
+	};
+
+	return workers_new(c->loop, c->o.pack_workers, &ops, &c->commits.workers);
+}
