@@ -101,32 +101,55 @@ int kvg_purge(
 	return r;
 }
 
-static int stat_call(struct kvg_client *c, const char *tenant, int all, struct reply *ret)
+/* Every page of a stat, one after another; fn takes what it wants of each. */
+static int stat_each(struct kvg_client *c, const char *tenant, int all,
+	void (*fn)(void *userdata, const Kvgate__V1__StatReply *page), void *userdata)
 {
 	Kvgate__V1__Stat m = KVGATE__V1__STAT__INIT;
-	Kvgate__V1__Request q = KVGATE__V1__REQUEST__INIT;
 
 	m.tenant = text(tenant);
 	m.all = all;
-	q.body_case = KVGATE__V1__REQUEST__BODY_STAT;
-	q.stat = &m;
-	return client_call(c, &q, ret);
+	do {
+		Kvgate__V1__Request q = KVGATE__V1__REQUEST__INIT;
+		uint64_t from = m.cursor;
+		struct reply reply;
+		int r;
+
+		q.body_case = KVGATE__V1__REQUEST__BODY_STAT;
+		q.stat = &m;
+		r = client_call(c, &q, &reply);
+		if (r < 0)
+			return r;
+		fn(userdata, reply.msg->stat);
+		m.cursor = reply.msg->stat->next;
+		reply_fini(&reply);
+		if (m.cursor && m.cursor <= from)
+			return client_end(c, -EPROTO, "counters that do not end");
+	} while (m.cursor);
+	return 0;
+}
+
+struct counter_visit {
+	kvg_counter_fn fn;
+	void *userdata;
+};
+
+static void visit_counters(void *userdata, const Kvgate__V1__StatReply *page)
+{
+	const struct counter_visit *v = userdata;
+
+	for (size_t i = 0; i < page->n_counters && v->fn; i++) {
+		const Kvgate__V1__Counter *n = page->counters[i];
+
+		v->fn(v->userdata, n->name, n->tenant, n->model, n->tier, n->plane, n->value);
+	}
 }
 
 int kvg_stat(struct kvg_client *c, int all, kvg_counter_fn fn, void *userdata)
 {
-	struct reply reply;
-	int r = stat_call(c, NULL, all, &reply);
+	struct counter_visit v = {fn, userdata};
 
-	if (r < 0)
-		return r;
-	for (size_t i = 0; i < reply.msg->stat->n_counters && fn; i++) {
-		const Kvgate__V1__Counter *n = reply.msg->stat->counters[i];
-
-		fn(userdata, n->name, n->tenant, n->model, n->tier, n->plane, n->value);
-	}
-	reply_fini(&reply);
-	return 0;
+	return stat_each(c, NULL, all, visit_counters, &v);
 }
 
 static void layout_entry(const Kvgate__V1__LayoutInfo *m, struct kvg_layout_entry *ret)
@@ -154,20 +177,27 @@ static void layout_entry(const Kvgate__V1__LayoutInfo *m, struct kvg_layout_entr
 	options_fill(ret, &l, sizeof(l));
 }
 
+struct layout_visit {
+	kvg_layout_fn fn;
+	void *userdata;
+};
+
+static void visit_layouts(void *userdata, const Kvgate__V1__StatReply *page)
+{
+	const struct layout_visit *v = userdata;
+	struct kvg_layout_entry l = KVG_OPTIONS_INIT(kvg_layout_entry);
+
+	for (size_t i = 0; i < page->n_layouts; i++) {
+		layout_entry(page->layouts[i], &l);
+		v->fn(v->userdata, &l);
+	}
+}
+
 int kvg_layouts(struct kvg_client *c, const char *tenant, kvg_layout_fn fn, void *userdata)
 {
-	struct kvg_layout_entry l = KVG_OPTIONS_INIT(kvg_layout_entry);
-	struct reply reply;
-	int r = stat_call(c, tenant, 0, &reply);
+	struct layout_visit v = {fn, userdata};
 
-	if (r < 0)
-		return r;
-	for (size_t i = 0; i < reply.msg->stat->n_layouts; i++) {
-		layout_entry(reply.msg->stat->layouts[i], &l);
-		fn(userdata, &l);
-	}
-	reply_fini(&reply);
-	return 0;
+	return stat_each(c, tenant, 0, visit_layouts, &v);
 }
 
 static void block_entry(const Kvgate__V1__BlockInfo *m, struct kvg_block_entry *ret)
@@ -235,7 +265,7 @@ int kvg_list(struct kvg_client *c, const struct kvg_list_options *options, kvg_b
 		}
 		m.cursor = reply.msg->list->next;
 		reply_fini(&reply);
-		if (m.cursor && m.cursor == from)
+		if (m.cursor && m.cursor <= from)
 			return client_end(c, -EPROTO, "a list that does not advance");
 	} while (m.cursor && !stop);
 	return 0;

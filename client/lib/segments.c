@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Segments are mapped whole, once, when a pinned plane first lies in one, and found again by id in a small open
- * addressing table. Ids are never reused, so a mapping never has to be taken back to stay right.
+ * addressing table. Ids are never reused, so a mapping never has to be taken back to stay right; that of a segment
+ * which the daemon gave up costs address space only, since its pages were punched out.
  */
 #include "client/lib/client.h"
 
