@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Blocks: bits and shares of planes, the tree, what a floor keeps. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "daemon/cache/block.h"
+#include "daemon/cache/tenant.h"
+#include "tests/unit/cache_fixture.h"
+
+static struct fixture f;
+
+static int setup(void **state)
+{
+	(void)state;
+	fixture_options(&f);
+	fixture_start(&f);
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	(void)state;
+	assert_int_equal(cache_check(f.cache), 0);
+	fixture_stop(&f);
+	return 0;
+}
+
+/* A block of planes with these pairs; the second one is empty. */
+static struct block *make(const uint32_t pairs[4])
+{
+	struct block *b = calloc(1, sizeof(*b) + 4 * sizeof(b->plane[0]));
+
+	b->n_planes = 4;
+	for (uint32_t p = 0; p < 4; p++) {
+		b->plane[p].pairs = pairs[p];
+		b->plane[p].bytes = 100 * pairs[p];
+		b->plane[p].extent = (struct extent){.pages = pairs[p] != 0, .page_shift = 12};
+		b->planes |= (uint8_t)((pairs[p] != 0) << p);
+		b->pairs += pairs[p];
+	}
+	b->held = b->planes;
+	return b;
+}
+
+static void test_shares(void **state)
+{
+	struct block *b = make((uint32_t[]){10, 0, 20, 70});
+
+	(void)state;
+	assert_int_equal(b->planes, 0xd);
+	assert_int_equal(block_best(b, 0), 0);
+	assert_int_equal(block_best(b, 1), 0x1);
+	assert_int_equal(block_best(b, 2), 0x5);
+	assert_int_equal(block_best(b, 3), 0xd);
+	assert_int_equal(block_payload(b, 0x5), 3000);
+	assert_int_equal(block_pages(b, 0xd), 3 * 4096);
+	assert_true(block_retention(b) == 1.0f);
+	b->held = 0x5;
+	assert_true(block_retention(b) > .2999f && block_retention(b) < .3001f);
+	/* node planes: 10 %, 30 %, 100 % */
+	assert_int_equal(block_droppable_from(b, .01f), 1);
+	assert_int_equal(block_droppable_from(b, .1f), 1);
+	assert_int_equal(block_droppable_from(b, .11f), 2);
+	assert_int_equal(block_droppable_from(b, .3f), 2);
+	assert_int_equal(block_droppable_from(b, .31f), 3);
+	assert_int_equal(block_droppable_from(b, 1.0f), 3);
+	free(b);
+	b = make((uint32_t[]){1, 0, 0, 0});
+	b->pairs = b->plane[0].pairs = 0; /* opaque */
+	assert_int_equal(block_droppable_from(b, 1.0f), 1);
+	free(b);
+}
+
+/* Children before parents, every block once, in a forest. */
+static void test_walk(void **state)
+{
+	struct kvg_key key[30];
+	unsigned n = 0;
+
+	(void)state;
+	for (uint64_t i = 0; i < 30; i++) /* 0 and 1 are roots; i hangs on i / 3 */
+		assert_int_equal(put_block(&f, f.layout, i, i < 2 ? NULL : &key[i / 3], &key[i]),
+			KVG_CODE_OK);
+	for (struct block *b = block_first(&f.tenant->roots); b; b = block_next(b)) {
+		b->seen_stamp = 77;
+		n++;
+		for (struct block *child = b->children.first; child; child = child->next)
+			assert_int_equal(child->seen_stamp, 77);
+	}
+	assert_int_equal(n, 30);
+}
+
+static void test_handles(void **state)
+{
+	struct kvg_key key;
+	struct kvg_handle h;
+	struct cache_purge_result r;
+	struct block *b;
+
+	(void)state;
+	assert_int_equal(put_block(&f, f.layout, 1, NULL, &key), KVG_CODE_OK);
+	b = block_find(f.tenant, f.layout->id, &key);
+	h = b->handle;
+	assert_ptr_equal(block_get(f.tenant, h), b);
+	assert_null(block_get(f.tenant, (struct kvg_handle){h.slot, h.gen + 1}));
+	assert_null(block_get(f.tenant, (struct kvg_handle){h.slot + 1, h.gen}));
+	assert_null(block_get(f.tenant, (struct kvg_handle){UINT32_MAX, UINT32_MAX}));
+	cache_purge(f.tenant, 0, &key, 0, &r);
+	assert_null(block_get(f.tenant, h));
+	assert_int_equal(put_block(&f, f.layout, 2, NULL, &key), KVG_CODE_OK);
+	b = block_find(f.tenant, f.layout->id, &key);
+	assert_int_equal(b->handle.slot, h.slot); /* the slot again, under another name */
+	assert_null(block_get(f.tenant, h));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_shares),
+		cmocka_unit_test_setup_teardown(test_walk, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_handles, setup, teardown),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
