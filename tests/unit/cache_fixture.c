@@ -33,6 +33,9 @@ void fixture_start(struct fixture *f)
 	f->o.counters = f->counters;
 	assert(cache_new(&f->o, &f->cache) == 0);
 	assert(staging_new(64 << 20, &f->staging) == 0);
+	f->staging_map = mmap(NULL, staging_bytes(f->staging), PROT_READ | PROT_WRITE, MAP_SHARED,
+		staging_fd(f->staging), 0);
+	assert(f->staging_map != MAP_FAILED);
 	assert(key_hasher_new(&f->hasher) == 0);
 	f->tenant = fixture_tenant(f, "one", f->o.host_bytes, 1.0f);
 	f->layout = fixture_layout(f, f->tenant, "model", "");
@@ -40,6 +43,7 @@ void fixture_start(struct fixture *f)
 
 void fixture_stop(struct fixture *f)
 {
+	munmap(f->staging_map, staging_bytes(f->staging));
 	staging_unref(f->staging);
 	key_hasher_free(f->hasher);
 	cache_free(f->cache);
@@ -165,17 +169,7 @@ uint32_t content_check(uint64_t seed, const void *payload, uint64_t avail, uint3
 
 void *put_memory(struct fixture *f, const struct put *p)
 {
-	/* mapped for good: tests are short */
-	static uint8_t *map;
-	static struct staging *of;
-
-	if (of != f->staging) {
-		map = mmap(NULL, staging_bytes(f->staging), PROT_READ | PROT_WRITE, MAP_SHARED,
-			staging_fd(f->staging), 0);
-		assert(map != MAP_FAILED);
-		of = f->staging;
-	}
-	return map + p->q.offset;
+	return f->staging_map + p->q.offset;
 }
 
 void put_stage(struct fixture *f, struct cache_layout *l, uint64_t seed,

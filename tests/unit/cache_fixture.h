@@ -22,6 +22,7 @@ struct fixture {
 	struct cache_tenant *tenant;
 	struct cache_layout *layout;
 	struct staging *staging;
+	uint8_t *staging_map; /* as its client has it: read-write */
 	struct key_hasher *hasher;
 };
 
