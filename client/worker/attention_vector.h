@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * attention_vector: one step of attention with vectors of LANES floats; included once for each width.
+ * Thread: as attention.h. Locks: none. Blocks: never. Errors: none.
+ *
+ * The includer defines LANES, TARGET (function attribute), NAME(x) and QUERIES, how many queries share what is loaded.
+ * NAME(from_f16) and NAME(from_bf16), which load a vector of halves. The other vectors are those of GCC and clang.
+ *
+ * Rows are widened to f32 and K is turned over, so that a vector holds one dimension of LANES rows: a score is then a
+ * chain of multiply-adds without any sum across lanes.
+ */
+typedef float NAME(vf) __attribute__((vector_size(LANES * 4)));
+typedef int32_t NAME(vi) __attribute__((vector_size(LANES * 4)));
+
+#define VF      NAME(vf)
+#define VI      NAME(vi)
+#define INLINE  static inline __attribute__((always_inline)) TARGET
+#define VECTORS (TILE / LANES)
+#define WIDE    4 /* vectors of scores, or of a row of V, that are worked on together */
+
+#if LANES == 16
+#define EACH_LANE(f, s)                                                                            \
+	f(0, s), f(1, s), f(2, s), f(3, s), f(4, s), f(5, s), f(6, s), f(7, s), f(8, s), f(9, s),  \
+		f(10, s), f(11, s), f(12, s), f(13, s), f(14, s), f(15, s)
+#else
+#define EACH_LANE(f, s) f(0, s), f(1, s), f(2, s), f(3, s), f(4, s), f(5, s), f(6, s), f(7, s)
+#endif
+#define LANE_INDEX(l, s) (l)
+#define LANE_LOW(l, s)   ((l) & (s) ? LANES + (l) - (s) : (l))
+#define LANE_HIGH(l, s)  ((l) & (s) ? LANES + (l) : (l) + (s))
+
+INLINE VF NAME(load)(const float *p)
+{
+	VF v;
+
+	memcpy(&v, p, sizeof(v));
+	return v;
+}
+
+INLINE void NAME(store)(float *p, VF v)
+{
+	memcpy(p, &v, sizeof(v));
+}
+
+INLINE VF NAME(all)(float f)
+{
+	return f - (VF){0};
+}
+
+INLINE VF NAME(choose)(VI mask, VF a, VF b)
+{
+	return (VF)(((VI)a & mask) | ((VI)b & ~mask));
+}
+
+/* exp(x) for x <= 0, to 2e-7 of it; 0 below -87. Cody and Waite's reduction, then a polynomial of degree 6. */
+INLINE VF NAME(exp)(VF x)
+{
+	const VF magic = NAME(all)(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
+	const VF n = (x * 1.44269504f + magic) - magic;
+	const VF r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+	VF p = r * 1.3981999507e-3f + 8.3334519073e-3f;
+
+	p = p * r + 4.1665795894e-2f;
+	p = p * r + 1.6666665459e-1f;
+	p = p * r + 5.0000001201e-1f;
+	p = p * r * r + r + 1.0f;
+	p = (VF)((VI)p + (__builtin_convertvector(n, VI) << 23));
+	return NAME(choose)(x > -87.0f, p, (VF){0});
+}
+
+INLINE float NAME(sum)(VF v)
+{
+	float sum = 0.0f;
+
+	for (int i = LANES / 2; i < LANES; i++)
+		v[i - LANES / 2] += v[i];
+	for (int i = 0; i < LANES / 2; i++)
+		sum += v[i];
+	return sum;
+}
+
+INLINE float NAME(max)(VF v)
+{
+	float max = v[0];
+
+	for (int i = 1; i < LANES; i++)
+		max = v[i] > max ? v[i] : max;
+	return max;
+}
+
+/* n dimensions of one row; beyond them dst keeps the zeros it was born with. */
+INLINE void NAME(widen)(float *dst, const void *src, uint32_t n, uint32_t dtype)
+{
+	const uint32_t whole = n / LANES * LANES;
+	const float *full = src;
+	const uint16_t *half = src;
+
+	if (dtype == KVG_DTYPE_F32) {
+		for (uint32_t i = 0; i < whole; i += LANES)
+			NAME(store)(dst + i, NAME(load)(full + i));
+		for (uint32_t i = whole; i < n; i++)
+			dst[i] = full[i];
+	} else if (dtype == KVG_DTYPE_BF16) {
+		for (uint32_t i = 0; i < whole; i += LANES)
+			NAME(store)(dst + i, NAME(from_bf16)(half + i));
+		for (uint32_t i = whole; i < n; i++)
+			dst[i] = bf16_to_f32(half[i]);
+	} else {
+		for (uint32_t i = 0; i < whole; i += LANES)
+			NAME(store)(dst + i, NAME(from_f16)(half + i));
+		for (uint32_t i = whole; i < n; i++)
+			dst[i] = f16_to_f32(half[i]);
+	}
+}
+
+/* One round of turning a square over: exchanges its quarters of side s in every block of side 2 s. */
+#define TURN(r, s)                                                                                 \
+	do {                                                                                       \
+		_Pragma("GCC unroll 16") for (int i_ = 0; i_ < LANES; i_++)                        \
+		{                                                                                  \
+			if (i_ & (s))                                                              \
+				continue;                                                          \
+			const VF a_ = r[i_], b_ = r[i_ + (s)];                                     \
+                                                                                                   \
+			r[i_] = __builtin_shufflevector(a_, b_, EACH_LANE(LANE_LOW, s));           \
+			r[i_ + (s)] = __builtin_shufflevector(a_, b_, EACH_LANE(LANE_HIGH, s));    \
+		}                                                                                  \
+	} while (0)
+
+INLINE void NAME(turn)(float *dst, uint32_t dst_stride, const float *src, uint32_t src_stride)
+{
+	VF r[LANES];
+
+#pragma GCC unroll 16
+	for (int i = 0; i < LANES; i++)
+		r[i] = NAME(load)(src + (size_t)i * src_stride);
+	TURN(r, 1);
+	TURN(r, 2);
+	TURN(r, 4);
+#if LANES == 16
+	TURN(r, 8);
+#endif
+#pragma GCC unroll 16
+	for (int i = 0; i < LANES; i++)
+		NAME(store)(dst + (size_t)i * dst_stride, r[i]);
+}
+
+INLINE void NAME(load_tile)(struct attention *a, const struct tile *t)
+{
+	for (uint32_t j = 0; j < t->n; j++) {
+		NAME(widen)(a->k_rows + (size_t)j * a->k_pad, t->k[j], a->k_dim, t->dtype);
+		NAME(widen)(a->v_rows + (size_t)j * a->v_pad, t->v[j], a->v_dim, t->dtype);
+	}
+	for (uint32_t j = 0; j < t->n; j += LANES)
+		for (uint32_t c = 0; c < a->k_pad; c += LANES)
+			NAME(turn)
+			(a->k_dims + (size_t)c * TILE + j, TILE,
+				a->k_rows + (size_t)j * a->k_pad + c, a->k_pad);
+}
+
+/* Scores of `queries` queries from `first` on with WIDE vectors of rows, from row j on. */
+INLINE void NAME(scores)(const struct attention *a, uint32_t first, uint32_t queries, uint32_t j,
+	float p[QUERIES][TILE])
+{
+	VF s[QUERIES][WIDE];
+
+#pragma GCC unroll 4
+	for (uint32_t i = 0; i < queries; i++)
+#pragma GCC unroll 4
+		for (uint32_t w = 0; w < WIDE; w++)
+			s[i][w] = (VF){0};
+	for (uint32_t c = 0; c < a->k_dim; c++) {
+		const float *k = a->k_dims + (size_t)c * TILE + j;
+
+#pragma GCC unroll 4
+		for (uint32_t i = 0; i < queries; i++) {
+			const VF q = NAME(all)(a->q[(size_t)(first + i) * a->k_pad + c]);
+
+#pragma GCC unroll 4
+			for (uint32_t w = 0; w < WIDE; w++)
+				s[i][w] += q * NAME(load)(k + w * LANES);
+		}
+	}
+#pragma GCC unroll 4
+	for (uint32_t i = 0; i < queries; i++)
+#pragma GCC unroll 4
+		for (uint32_t w = 0; w < WIDE; w++)
+			NAME(store)(&p[i][j + w * LANES], s[i][w]);
+}
+
+/* Scores to exp(score - max), zero for what the query does not see; acc and sum are brought to the new maximum. */
+INLINE void NAME(soften)(struct attention *a, const struct tile *t, uint32_t query, float p[TILE])
+{
+	const VI lane = {EACH_LANE(LANE_INDEX, 0)};
+	const int32_t visible = (int32_t)tile_visible(a, t, query);
+	float *acc = a->acc + (size_t)query * a->v_pad;
+	VF s[VECTORS], m = NAME(all)(a->max[query]), sum = {0};
+	float scale, max;
+
+#pragma GCC unroll 8
+	for (int w = 0; w < VECTORS; w++) {
+		s[w] = NAME(choose)(lane + w * LANES < visible, NAME(load)(p + w * LANES),
+			NAME(all)(NOTHING_SEEN));
+		m = NAME(choose)(s[w] > m, s[w], m);
+	}
+	max = NAME(max)(m);
+	scale = NAME(exp)(NAME(all)(a->max[query] - max))[0];
+#pragma GCC unroll 8
+	for (int w = 0; w < VECTORS; w++) {
+		s[w] = NAME(choose)(
+			lane + w * LANES < visible, NAME(exp)(s[w] - NAME(all)(max)), (VF){0});
+		sum += s[w];
+		NAME(store)(p + w * LANES, s[w]);
+	}
+	a->sum[query] = a->sum[query] * scale + NAME(sum)(sum);
+	if (a->max[query] < max)
+		for (uint32_t c = 0; c < a->v_pad; c += LANES)
+			NAME(store)(acc + c, NAME(load)(acc + c) * scale);
+	a->max[query] = max;
+}
+
+/* acc += p v for `queries` queries and `wide` vectors of dimensions from c on. */
+INLINE void NAME(values)(struct attention *a, uint32_t first, uint32_t queries, uint32_t c,
+	uint32_t wide, uint32_t n, float p[QUERIES][TILE])
+{
+	VF acc[QUERIES][WIDE];
+
+#pragma GCC unroll 4
+	for (uint32_t i = 0; i < queries; i++)
+#pragma GCC unroll 4
+		for (uint32_t w = 0; w < wide; w++)
+			acc[i][w] =
+				NAME(load)(a->acc + (size_t)(first + i) * a->v_pad + c + w * LANES);
+	for (uint32_t j = 0; j < n; j++) {
+		const float *v = a->v_rows + (size_t)j * a->v_pad + c;
+
+#pragma GCC unroll 4
+		for (uint32_t i = 0; i < queries; i++)
+#pragma GCC unroll 4
+			for (uint32_t w = 0; w < wide; w++)
+				acc[i][w] += p[i][j] * NAME(load)(v + w * LANES);
+	}
+#pragma GCC unroll 4
+	for (uint32_t i = 0; i < queries; i++)
+#pragma GCC unroll 4
+		for (uint32_t w = 0; w < wide; w++)
+			NAME(store)
+			(a->acc + (size_t)(first + i) * a->v_pad + c + w * LANES, acc[i][w]);
+}
+
+INLINE void NAME(queries)(
+	struct attention *a, const struct tile *t, uint32_t first, uint32_t queries)
+{
+	float p[QUERIES][TILE] __attribute__((aligned(64)));
+	uint32_t c = 0;
+
+	if (tile_visible(a, t, first + queries - 1) == 0)
+		return;
+	for (uint32_t j = 0; j < TILE; j += WIDE * LANES)
+		NAME(scores)(a, first, queries, j, p);
+	for (uint32_t i = 0; i < queries; i++)
+		NAME(soften)(a, t, first + i, p[i]);
+	for (; c + WIDE * LANES <= a->v_pad; c += WIDE * LANES)
+		NAME(values)(a, first, queries, c, WIDE, t->n, p);
+	for (; c + 2 * LANES <= a->v_pad; c += 2 * LANES)
+		NAME(values)(a, first, queries, c, 2, t->n, p);
+	for (; c < a->v_pad; c += LANES)
+		NAME(values)(a, first, queries, c, 1, t->n, p);
+}
+
+TARGET void NAME(attention_step)(struct attention *a, const struct tile *t)
+{
+	uint32_t first = 0;
+
+	NAME(load_tile)(a, t);
+	for (; first + QUERIES <= a->n; first += QUERIES)
+		NAME(queries)(a, t, first, QUERIES);
+	for (; first + 2 <= a->n; first += 2)
+		NAME(queries)(a, t, first, 2);
+	if (first < a->n)
+		NAME(queries)(a, t, first, 1);
+}
+
+#undef VF
+#undef VI
+#undef INLINE
+#undef VECTORS
+#undef WIDE
+#undef EACH_LANE
+#undef LANE_INDEX
+#undef LANE_LOW
+#undef LANE_HIGH
+#undef TURN

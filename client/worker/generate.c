@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A prompt is computed in chunks. After each chunk the blocks that are complete are handed to the daemon, or, when the
+ * worker evicts from a cache of its own, that is done. Only KV that was computed over a whole context is
+ * shared: what attended to a pruned one is not what its key promises.
+ */
+#include "client/worker/generate.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "gates/why.h"
+
+#define WINDOW_SHARE 0.02 /* of the context, the paper's recent window */
+
+static double now_ms(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
+}
+
+static int out_of_memory(struct engine *e)
+{
+	return why(e->why, sizeof(e->why), -ENOMEM, "out of memory");
+}
+
+/* ---- what is there already ---- */
+
+static int look_up(struct engine *e, struct answer *a)
+{
+	const struct options *o = e->options;
+	int r;
+
+	a->reuse.retention = 1.0;
+	if (!e->store)
+		return 0;
+	r = store_get(e->store, a->prompt->tokens, a->prompt->n, o->min_retention, o->retention,
+		&a->reuse);
+	if (r < 0)
+		return why(e->why, sizeof(e->why), r, "reading the cache: %s",
+			r == -EBADMSG ? "a damaged block" : kvg_last_error(e->store->client));
+	return 0;
+}
+
+/* ---- what is computed ---- */
+
+static void put_begin(const struct engine *e, struct answer *a, struct put *p)
+{
+	const struct prompt *prompt = a->prompt;
+	const uint32_t context = prompt->context_end - prompt->protect;
+	const uint32_t window = e->options->window == UINT32_MAX
+		? (uint32_t)(WINDOW_SHARE * context)
+		: e->options->window;
+
+	*p = (struct put){.store = e->store,
+		.sequence = a->sequence,
+		.tokens = prompt->tokens,
+		.keys = a->reuse.keys,
+		.first = (uint32_t)a->reuse.n_pins,
+		.next = (uint32_t)a->reuse.n_pins,
+		.protect = prompt->protect,
+		.window = prompt->context_end - (window < context ? window : context),
+		.window_end = prompt->context_end};
+	if (e->store && a->reuse.retention >= 1.0)
+		p->end = prompt->n / e->store->block_tokens;
+}
+
+/* Where the next chunk ends: no further than the forward pass takes, nor past an eviction. */
+static uint32_t chunk_end(const struct engine *e, const struct prompt *p, uint32_t at, bool evicts)
+{
+	uint32_t end = at + forward_rows(e->forward);
+
+	if (evicts && at < p->context_end) {
+		const uint32_t chunk = e->options->evict_chunk;
+		const uint32_t stop = (at / chunk + 1) * chunk;
+
+		if (end > stop)
+			end = stop;
+		if (end > p->context_end)
+			end = p->context_end;
+	}
+	return end < p->n ? end : p->n;
+}
+
+static int keep_logits(struct engine *e, struct answer *a, const float *logits, uint32_t n)
+{
+	const size_t vocab = e->model->config.vocab;
+	float *more = realloc(a->logits, (a->n_logits + n) * vocab * sizeof(*more));
+
+	if (!more)
+		return out_of_memory(e);
+	a->logits = more;
+	memcpy(more + a->n_logits * vocab, logits, n * vocab * sizeof(*more));
+	a->n_logits += n;
+	return 0;
+}
+
+static int evict_after(const struct engine *e, struct prefill_eviction *evict, uint32_t context_end)
+{
+	const uint32_t at = evict->sequence->position;
+
+	if (at <= context_end && (at == context_end || at % e->options->evict_chunk == 0))
+		return prefill_evict(evict);
+	return 0;
+}
+
+/* The rest of the prompt; ret_logits: of its last token. */
+static int compute(struct engine *e, struct answer *a, struct put *put,
+	struct prefill_eviction *evict, const float **ret_logits)
+{
+	const struct prompt *p = a->prompt;
+	int r = 0;
+
+	while (r == 0 && a->sequence->position < p->n) {
+		const uint32_t at = a->sequence->position;
+		const uint32_t end = chunk_end(e, p, at, evict != NULL);
+		const bool all = e->options->dump_logits != NULL;
+		const struct span span = {.sequence = a->sequence,
+			.tokens = p->tokens + at,
+			.n = end - at,
+			.n_logits = all ? end - at : end == p->n};
+
+		r = forward_run(e->forward, &span, 1, ret_logits);
+		if (r == 0 && all)
+			r = keep_logits(e, a, *ret_logits, span.n_logits);
+		if (r == 0 && evict)
+			r = evict_after(e, evict, p->context_end);
+		if (r == 0 && put->end)
+			put_advance(put);
+	}
+	return r;
+}
+
+static int prefill(struct engine *e, struct answer *a, const float **ret_logits, struct put *put)
+{
+	const struct options *o = e->options;
+	const struct prompt *p = a->prompt;
+	const bool evicts = o->evict_retained < 1.0;
+	struct prefill_eviction evict = {0};
+	int r;
+
+	put_begin(e, a, put);
+	if (e->scoring && (put->end || evicts || o->decode_budget) &&
+		scoring_attach(e->scoring, a->sequence) < 0)
+		return out_of_memory(e);
+	if (evicts &&
+		prefill_eviction_init(&evict, a->sequence, p->protect, p->context_end - p->protect,
+			o->evict_chunk, o->evict_window, o->evict_retained) < 0)
+		return out_of_memory(e);
+	r = compute(e, a, put, evicts ? &evict : NULL, ret_logits);
+	prefill_eviction_fini(&evict);
+	if (r < 0)
+		return why(e->why, sizeof(e->why), r, "computing the prompt: %s", strerror(-r));
+	return 0;
+}
+
+static void take_token(struct engine *e, struct answer *a, const float *logits)
+{
+	const uint32_t token = sample(&a->sampler, logits);
+
+	if (model_is_eos(e->model, token))
+		a->done = true;
+	else
+		a->tokens[a->n_tokens++] = token;
+	if (a->n_tokens == e->options->max_tokens)
+		a->done = true;
+}
+
+static int finish_put(struct engine *e, struct answer *a, struct put *put)
+{
+	const double start = now_ms();
+	int r = put->end ? put_finish(put) : 0;
+
+	a->put_ms = now_ms() - start;
+	a->blocks_put = put->blocks;
+	a->bytes_put = put->bytes;
+	if (r < 0 && e->options->cache_mode == CACHE_REQUIRED)
+		return why(e->why, sizeof(e->why), r, "sharing the prompt's KV: %s",
+			kvg_last_error(e->store->client));
+	return 0;
+}
+
+static int start(struct engine *e, uint64_t seed, struct answer *a)
+{
+	const struct options *o = e->options;
+	const struct model_config *c = &e->model->config;
+	const double begun = now_ms();
+	const float *logits;
+	struct put put;
+	int r = look_up(e, a);
+
+	if (r < 0)
+		return r;
+	a->tokens = malloc(((size_t)o->max_tokens + 1) * sizeof(*a->tokens));
+	if (!a->tokens ||
+		sampler_init(&a->sampler, c->vocab, (float)o->temperature, o->top_k,
+			(float)o->top_p, seed) < 0 ||
+		sequence_new(c, &a->reuse.context,
+			a->prompt->n - a->reuse.context.tokens + o->max_tokens, &a->sequence) < 0)
+		return out_of_memory(e);
+	r = prefill(e, a, &logits, &put);
+	if (r < 0)
+		return r;
+	a->done = o->put_only || o->dump_logits || o->max_tokens == 0;
+	if (!a->done)
+		take_token(e, a, logits);
+	a->ttft_ms = now_ms() - begun;
+	return finish_put(e, a, &put);
+}
+
+int answer_start(struct engine *e, const struct prompt *p, uint64_t seed, struct answer *ret)
+{
+	struct answer a = {.prompt = p};
+	int r;
+
+	*ret = a;
+	ret->prompt = p;
+	r = start(e, seed, ret);
+	if (r < 0)
+		answer_fini(e, ret);
+	else if (!e->options->decode_budget)
+		ret->sequence->observe = NULL;
+	return r;
+}
+
+void answer_fini(struct engine *e, struct answer *a)
+{
+	sequence_free(a->sequence);
+	sampler_fini(&a->sampler);
+	if (e->store)
+		reuse_fini(e->store, &a->reuse);
+	free(a->tokens);
+	free(a->logits);
+	*a = (struct answer){0};
+}
+
+/* ---- decoding ---- */
+
+static int hold_budget(const struct engine *e, struct answer *a)
+{
+	const uint32_t budget = e->options->decode_budget;
+	int r;
+
+	if (!budget || a->n_tokens % EVICT_DECODE_BUFFER)
+		return 0;
+	r = decode_evict(a->sequence, budget, !a->evicted);
+	a->evicted = true;
+	return r;
+}
+
+/* One token of each answer that goes on. Returns how many did, or a negative errno. */
+static int step(
+	struct engine *e, struct answer *a, uint32_t n, struct span *spans, struct answer **going)
+{
+	uint32_t n_going = 0;
+	const float *logits;
+	int r;
+
+	for (uint32_t i = 0; i < n && n_going < forward_rows(e->forward); i++)
+		if (!a[i].done) {
+			going[n_going] = &a[i];
+			spans[n_going++] = (struct span){.sequence = a[i].sequence,
+				.tokens = &a[i].tokens[a[i].n_tokens - 1],
+				.n = 1,
+				.n_logits = 1};
+		}
+	r = n_going ? forward_run(e->forward, spans, n_going, &logits) : 0;
+	for (uint32_t i = 0; r == 0 && i < n_going; i++) {
+		take_token(e, going[i], logits + (size_t)i * e->model->config.vocab);
+		r = hold_budget(e, going[i]);
+	}
+	return r < 0 ? r : (int)n_going;
+}
+
+int answers_finish(struct engine *e, struct answer *a, uint32_t n)
+{
+	struct span *spans = calloc(n, sizeof(*spans));
+	struct answer **going = calloc(n, sizeof(*going));
+	const double begun = now_ms();
+	int r = spans && going ? 1 : out_of_memory(e);
+
+	while (r > 0) {
+		r = step(e, a, n, spans, going);
+		for (int i = 0; i < r; i++)
+			going[i]->decode_ms = now_ms() - begun;
+	}
+	free(spans);
+	free(going);
+	if (r < 0 && r != -ENOMEM)
+		return why(e->why, sizeof(e->why), r, "decoding: %s", strerror(-r));
+	return r;
+}

@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Blocks are staged as soon as their last token is computed, so that the daemon sorts and publishes the first ones while
+ * the worker computes the next. Parents are committed before children, in one order on one connection.
+ * A put that fails leaves what was published: the next process computes the rest. Putting is never a
+ * reason not to answer.
+ */
+#include "client/worker/store.h"
+
+#include <errno.h>
+#include <math.h>
+#include <poll.h>
+#include <string.h>
+
+#include "proto/shape.h"
+
+#define BATCH 16 /* stages of one request */
+
+static void fail(struct put *p, int error)
+{
+	if (p->error == 0)
+		p->error = error;
+}
+
+static void committed(void *userdata, int64_t ticket, int error,
+	const struct kvg_commit_result *results, size_t n)
+{
+	struct put *p = userdata;
+
+	(void)ticket;
+	p->outstanding--;
+	if (error)
+		fail(p, error);
+	for (size_t i = 0; i < n; i++) {
+		if (results[i].code == KVG_CODE_OK || results[i].code == KVG_CODE_EXISTS)
+			p->blocks++;
+		else
+			fail(p, -EREMOTEIO);
+	}
+}
+
+/* Waits until at most `left` commits are without an answer. */
+static void wait_answers(struct put *p, uint32_t left)
+{
+	while (p->outstanding > left) {
+		struct pollfd fd = {.fd = kvg_fd(p->store->client), .events = POLLIN};
+		int r = poll(&fd, 1, -1) < 0 && errno != EINTR ? -errno : 0;
+
+		if (r == 0)
+			r = kvg_dispatch(p->store->client);
+		if (r < 0) {
+			fail(p, r);
+			return;
+		}
+	}
+}
+
+static void narrow(void *dst, const float *src, size_t n, uint32_t dtype)
+{
+	uint16_t *half = dst;
+
+	if (dtype == KVG_DTYPE_F32)
+		memcpy(dst, src, n * sizeof(*src));
+	else if (dtype == KVG_DTYPE_BF16)
+		for (size_t i = 0; i < n; i++)
+			half[i] = bf16_from_f32(src[i]);
+	else
+		for (size_t i = 0; i < n; i++)
+			half[i] = f16_from_f32(src[i]);
+}
+
+/* [layers][2][heads][tokens][dim] from the sequence's rows row .. row + tokens - 1. */
+static void fill_kv(const struct put *p, const struct kvg_stage *s, uint32_t row)
+{
+	const struct model_config *c = p->store->config;
+	const size_t n = (size_t)s->n_tokens * c->head_dim;
+	const size_t bytes = n * dtype_bytes(p->store->dtype);
+	char *to = s->kv;
+
+	for (uint32_t layer = 0; layer < c->layers; layer++) {
+		const uint32_t run = layer * c->kv_heads;
+
+		for (uint32_t h = 0; h < c->kv_heads; h++, to += bytes)
+			narrow(to, sequence_k(p->sequence, run + h, row), n, p->store->dtype);
+		for (uint32_t h = 0; h < c->kv_heads; h++, to += bytes)
+			narrow(to, sequence_v(p->sequence, run + h, row), n, p->store->dtype);
+	}
+}
+
+/* [layers][heads][tokens]; what is protected scores +inf. */
+static void fill_scores(
+	const struct put *p, const struct kvg_stage *s, uint32_t row, uint32_t token)
+{
+	float *to = s->aux;
+
+	for (uint32_t run = 0; run < model_runs(p->store->config); run++, to += s->n_tokens) {
+		memcpy(to, sequence_score(p->sequence, run) + row, s->n_tokens * sizeof(*to));
+		for (uint32_t i = 0; i < s->n_tokens; i++)
+			if (token + i < p->protect ||
+				(token + i >= p->window && token + i < p->window_end))
+				to[i] = INFINITY;
+	}
+}
+
+/* [layers][tokens][hidden]. */
+static void fill_hidden(const struct put *p, const struct kvg_stage *s, uint32_t row)
+{
+	const struct scoring *scoring = p->store->scoring;
+	const struct model_config *c = p->store->config;
+	const size_t n = (size_t)s->n_tokens * c->hidden;
+
+	for (uint32_t layer = 0; layer < c->layers; layer++)
+		memcpy((float *)s->aux + layer * n,
+			scoring->hidden +
+				((size_t)layer * scoring->hidden_tokens + row) * c->hidden,
+			n * sizeof(float));
+}
+
+static void fill(const struct put *p, const struct kvg_stage *s, uint32_t block)
+{
+	const uint32_t tokens = p->store->block_tokens;
+	const uint32_t row = (block - p->first) * tokens;
+
+	fill_kv(p, s, row);
+	if (p->store->input == KVG_INPUT_SCORES)
+		fill_scores(p, s, row, block * tokens);
+	else if (p->store->input == KVG_INPUT_HIDDEN)
+		fill_hidden(p, s, row);
+	memcpy(s->tokens, p->tokens + (size_t)block * tokens, tokens * sizeof(*p->tokens));
+}
+
+/* Stages up to n blocks and starts their commit. Returns how many, or a negative errno. */
+static ssize_t put_some(struct put *p, uint32_t n)
+{
+	struct kvg_stage stage[BATCH];
+	struct kvg_commit item[BATCH];
+	ssize_t got = kvg_stage(p->store->layout, p->store->input, n < BATCH ? n : BATCH, stage);
+	int64_t ticket;
+
+	if (got < 0)
+		return got;
+	for (ssize_t i = 0; i < got; i++) {
+		const uint32_t block = p->next + (uint32_t)i;
+
+		fill(p, &stage[i], block);
+		p->bytes += stage[i].kv_bytes;
+		item[i] = (struct kvg_commit){.stage = &stage[i],
+			.key = p->keys[block],
+			.parent = block ? &p->keys[block - 1] : NULL};
+	}
+	p->outstanding++;
+	ticket = kvg_commit_start(p->store->client, item, (size_t)got, committed, p);
+	if (ticket < 0)
+		p->outstanding--;
+	return ticket < 0 ? (ssize_t)ticket : got;
+}
+
+void put_advance(struct put *p)
+{
+	const uint32_t computed = p->sequence->position / p->store->block_tokens;
+	const uint32_t end = computed < p->end ? computed : p->end;
+
+	while (p->error == 0 && p->next < end) {
+		ssize_t n = put_some(p, end - p->next);
+
+		if (n == -EDQUOT && p->outstanding > 0)
+			wait_answers(p, p->outstanding - 1); /* their stages come free */
+		else if (n < 0)
+			fail(p, (int)n);
+		else
+			p->next += (uint32_t)n;
+	}
+}
+
+int put_finish(struct put *p)
+{
+	put_advance(p);
+	wait_answers(p, 0);
+	return p->error;
+}
