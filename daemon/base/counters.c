@@ -8,12 +8,14 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
 struct counter_scope {
 	struct counter_scope *next;
+	uint64_t used; /* bits of counters that were ever written: most of a scope never is */
 	int64_t value[COUNTER_N][COUNTER_SUBS];
 	const char *model; /* behind the tenant's name */
 	char tenant[];
@@ -42,6 +44,8 @@ static const struct {
 #include "daemon/base/counters.def"
 #undef COUNTER
 };
+
+static_assert(COUNTER_N <= 64, "counter_scope.used has a bit for each");
 
 int counters_new(struct counters **ret)
 {
@@ -94,6 +98,7 @@ static int64_t *slot(struct counter_scope *s, enum counter_id id, unsigned sub)
 {
 	assert(id < COUNTER_N && sub < COUNTER_SUBS);
 	assert(sub == 0 || table[id].split != NONE);
+	s->used |= 1ull << id;
 	return &s->value[id][sub];
 }
 
@@ -113,17 +118,24 @@ int64_t counter_get(const struct counter_scope *s, enum counter_id id, unsigned 
 	return s->value[id][sub];
 }
 
+static void each_sub(
+	const struct counter_scope *s, enum counter_id id, counter_fn fn, void *userdata)
+{
+	bool split = table[id].split != NONE;
+
+	for (unsigned sub = 0; sub < (split ? COUNTER_SUBS : 1); sub++)
+		if (s->value[id][sub])
+			fn(userdata, id, s->tenant, s->model, split ? (int)sub : -1,
+				s->value[id][sub]);
+}
+
 void counters_each(const struct counters *c, const char *tenant, counter_fn fn, void *userdata)
 {
 	for (const struct counter_scope *s = c->first; s; s = s->next) {
 		if (tenant && strcmp(s->tenant, tenant))
 			continue;
-		for (unsigned id = 0; id < COUNTER_N; id++)
-			for (unsigned sub = 0; sub < COUNTER_SUBS; sub++)
-				if (s->value[id][sub])
-					fn(userdata, id, s->tenant, s->model,
-						table[id].split == NONE ? -1 : (int)sub,
-						s->value[id][sub]);
+		for (uint64_t left = s->used; left; left &= left - 1)
+			each_sub(s, (enum counter_id)__builtin_ctzll(left), fn, userdata);
 	}
 }
 

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One epoll set, level-triggered. A round takes the events that are ready, then the timers that are due.
+ * One epoll set, level-triggered. A round takes the events that are ready.
  *
  * A callback may remove any source, also one whose event waits later in the same round. So a removed source is only
  * marked and unlinked from epoll; its memory goes when the round is over (`graveyard`). The same for timers.
  *
- * Timers are a plain list: the daemon has a handful of them, and finding the next one is a few loads. They are as
- * precise as epoll_wait(): a millisecond, never early.
+ * Timers are a plain list: the daemon has a handful of them, and finding the next one is a few loads. One timerfd is
+ * set to the earliest, so that a round in which none is due does not even ask for the time.
  *
  * Work from other threads goes through a locked queue and an eventfd. The queue is taken as a whole and run in its
  * order; what is posted meanwhile runs in the next round, so that nobody can starve the fds.
@@ -15,13 +15,13 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <limits.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -52,6 +52,9 @@ struct loop {
 	unsigned n_sources;
 	struct loop_source *graveyard;
 	struct loop_timer *timers, *dead_timers;
+	int timer_fd;
+	struct loop_source *timer_source;
+	uint64_t wake; /* what timer_fd is set to, 0: nothing */
 
 	sigset_t signals;
 	struct loop_source *signal_source;
@@ -165,14 +168,41 @@ int loop_add_timer(struct loop *l, loop_timer_fn fn, void *userdata, struct loop
 	return 0;
 }
 
+static struct loop_timer *earliest(const struct loop *l)
+{
+	struct loop_timer *first = NULL;
+
+	for (struct loop_timer *t = l->timers; t; t = t->next)
+		if (t->due && (!first || t->due < first->due))
+			first = t;
+	return first;
+}
+
+static void set_wake(struct loop *l, uint64_t at)
+{
+	const struct itimerspec when = {
+		.it_value = {.tv_sec = (time_t)(at / 1000000000u),
+			.tv_nsec = (long)(at % 1000000000u)},
+	};
+	int r = timerfd_settime(l->timer_fd, TFD_TIMER_ABSTIME, &when, NULL);
+
+	assert(r == 0);
+	l->wake = at;
+}
+
 int loop_arm(struct loop_timer *t, uint64_t after_ns, uint64_t period_ns)
 {
-	loop_assert_owner(t->loop);
+	struct loop *l = t->loop;
+
+	loop_assert_owner(l);
 	t->due = loop_now_ns() + after_ns;
 	t->period = period_ns;
+	if (!l->wake || t->due < l->wake)
+		set_wake(l, t->due);
 	return 0;
 }
 
+/* timer_fd stays as it is: it may wake the loop once for nothing. */
 void loop_disarm(struct loop_timer *t)
 {
 	loop_assert_owner(t->loop);
@@ -197,26 +227,18 @@ struct loop_timer *loop_del_timer(struct loop_timer *t)
 	return NULL;
 }
 
-static struct loop_timer *earliest(const struct loop *l)
-{
-	struct loop_timer *first = NULL;
-
-	for (struct loop_timer *t = l->timers; t; t = t->next)
-		if (t->due && (!first || t->due < first->due))
-			first = t;
-	return first;
-}
-
 /* Every timer that is due at `now`, once. A period that was missed altogether is not made up for. */
-static void run_timers(struct loop *l)
+static void on_timer_fd(void *userdata, uint32_t events)
 {
-	struct loop_timer *t = earliest(l);
-	uint64_t now;
+	struct loop *l = userdata;
+	uint64_t now = loop_now_ns(), expirations;
+	struct loop_timer *t;
 
-	if (!t)
-		return;
-	now = loop_now_ns();
-	for (; t && t->due <= now; t = earliest(l)) {
+	(void)events;
+	if (read(l->timer_fd, &expirations, sizeof(expirations)) < 0)
+		return; /* armed again since */
+	l->wake = 0;
+	for (t = earliest(l); t && t->due <= now; t = earliest(l)) {
 		if (!t->period)
 			t->due = 0;
 		else if (t->due + t->period > now)
@@ -225,20 +247,8 @@ static void run_timers(struct loop *l)
 			t->due = now + t->period;
 		t->fn(t->userdata);
 	}
-}
-
-static int timeout_until_timer(const struct loop *l, int timeout_ms)
-{
-	const struct loop_timer *t = earliest(l);
-	uint64_t now, ms;
-
-	if (!t)
-		return timeout_ms;
-	now = loop_now_ns();
-	ms = t->due <= now ? 0 : (t->due - now + 999999) / 1000000;
-	if (timeout_ms >= 0 && ms > (uint64_t)timeout_ms)
-		return timeout_ms;
-	return ms > INT_MAX ? INT_MAX : (int)ms;
+	if (t && (!l->wake || t->due < l->wake))
+		set_wake(l, t->due);
 }
 
 /* ---- signals ---- */
@@ -328,7 +338,7 @@ int loop_new(struct loop **ret)
 	if (!l)
 		return -ENOMEM;
 	l->owner = pthread_self();
-	l->epoll = l->post_fd = -1;
+	l->epoll = l->post_fd = l->timer_fd = -1;
 	l->posted_end = &l->posted;
 	sigemptyset(&l->signals);
 	pthread_mutex_init(&l->post_lock, NULL);
@@ -336,9 +346,12 @@ int loop_new(struct loop **ret)
 	if (l->epoll < 0)
 		goto error;
 	l->post_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (l->post_fd < 0)
+	l->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	if (l->post_fd < 0 || l->timer_fd < 0)
 		goto error;
 	r = loop_add_fd(l, l->post_fd, EPOLLIN, on_post, l, &l->post_source);
+	if (r == 0)
+		r = loop_add_fd(l, l->timer_fd, EPOLLIN, on_timer_fd, l, &l->timer_source);
 	if (r == 0) {
 		*ret = l;
 		return 0;
@@ -362,10 +375,13 @@ struct loop *loop_free(struct loop *l)
 		close(fd);
 	}
 	loop_del_fd(l->post_source);
+	loop_del_fd(l->timer_source);
 	assert(l->n_sources == 0 && !l->timers);
 	bury(l);
 	if (l->post_fd >= 0)
 		close(l->post_fd);
+	if (l->timer_fd >= 0)
+		close(l->timer_fd);
 	if (l->epoll >= 0)
 		close(l->epoll);
 	pthread_mutex_destroy(&l->post_lock);
@@ -379,7 +395,7 @@ int loop_run_once(struct loop *l, int timeout_ms)
 	int n;
 
 	loop_assert_owner(l);
-	n = epoll_wait(l->epoll, events, EVENTS_PER_ROUND, timeout_until_timer(l, timeout_ms));
+	n = epoll_wait(l->epoll, events, EVENTS_PER_ROUND, timeout_ms);
 	if (n < 0 && errno != EINTR)
 		return -errno;
 	for (int i = 0; i < n; i++) {
@@ -388,7 +404,6 @@ int loop_run_once(struct loop *l, int timeout_ms)
 		if (s->fn)
 			s->fn(s->userdata, events[i].events);
 	}
-	run_timers(l);
 	bury(l);
 	return 0;
 }

@@ -38,10 +38,19 @@ static const struct request_op ops[] = {
 	OP(SUBSCRIBE, subscribe),
 };
 
+/*
+ * The unpacked message has an arena of its own, which any request that a client sends in earnest fits; what does not
+ * goes to the heap, and only then is there anything to free.
+ */
+#define UNPACK_ARENA (256u << 10)
+/* Every reply is bounded so that it fits a message; a defect in that is to hit the assert and not the memory behind. */
+#define OUT_SLACK    (256u << 10)
+
 struct request_buffers {
-	uint8_t in[KVG_MESSAGE_MAX], out[KVG_MESSAGE_MAX];
-	_Alignas(64) uint8_t arena[REQUEST_ARENA];
-	size_t used;
+	uint8_t in[KVG_MESSAGE_MAX], out[KVG_MESSAGE_MAX + OUT_SLACK];
+	_Alignas(64) uint8_t arena[REQUEST_ARENA], unpacked[UNPACK_ARENA];
+	size_t used, unpacked_used;
+	bool spilled;
 };
 
 struct request_buffers *request_buffers_new(void)
@@ -204,12 +213,12 @@ int request_layout(struct request *r, struct tenant *t, uint32_t id, struct cach
 void request_send(struct session *s, Kvgate__V1__Reply *reply, const int *fds, unsigned n_fds)
 {
 	uint8_t *out = s->server->buffers->out;
-	size_t n = kvgate__v1__reply__get_packed_size(reply);
+	size_t n;
 
-	assert(n <= KVG_MESSAGE_MAX);
 	reply->fds = n_fds;
-	kvgate__v1__reply__pack(reply, out);
-	session_send(s, out, kvgate__v1__reply__get_packed_size(reply), fds, n_fds);
+	n = kvgate__v1__reply__pack(reply, out);
+	assert(n <= KVG_MESSAGE_MAX);
+	session_send(s, out, n, fds, n_fds);
 }
 
 static bool code_ends(int code)
@@ -243,6 +252,29 @@ static void answer(struct request *r, int code)
 		session_end(r->session, "refused");
 }
 
+/* ---- unpacking ---- */
+
+static void *unpack_alloc(void *buffers, size_t n)
+{
+	struct request_buffers *b = buffers;
+	void *p = b->unpacked + b->unpacked_used;
+
+	if (n > UNPACK_ARENA - b->unpacked_used) {
+		b->spilled = true;
+		return malloc(n);
+	}
+	b->unpacked_used += (n + 15) & ~(size_t)15;
+	return p;
+}
+
+static void unpack_free(void *buffers, void *p)
+{
+	struct request_buffers *b = buffers;
+
+	if ((uint8_t *)p < b->unpacked || (uint8_t *)p >= b->unpacked + UNPACK_ARENA)
+		free(p);
+}
+
 /* ---- serving ---- */
 
 static int check_envelope(struct request *r, const Kvgate__V1__Request *q, unsigned n_fds,
@@ -274,11 +306,16 @@ static int check_envelope(struct request *r, const Kvgate__V1__Request *q, unsig
 void request_serve(struct session *s, const void *data, size_t n, unsigned n_fds)
 {
 	Kvgate__V1__Reply reply = KVGATE__V1__REPLY__INIT;
-	struct request r;
-	Kvgate__V1__Request *q = kvgate__v1__request__unpack(NULL, n, data);
+	struct request_buffers *b = s->server->buffers;
+	ProtobufCAllocator allocator = {unpack_alloc, unpack_free, b};
 	const struct request_op *op = NULL;
+	Kvgate__V1__Request *q;
+	struct request r;
 	int code;
 
+	b->used = b->unpacked_used = 0;
+	b->spilled = false;
+	q = kvgate__v1__request__unpack(&allocator, n, data);
 	r.session = s;
 	r.tenant = s->tenant;
 	r.id = q ? q->id : 0;
@@ -286,13 +323,12 @@ void request_serve(struct session *s, const void *data, size_t n, unsigned n_fds
 	r.n_fds = 0;
 	r.later = false;
 	r.why[0] = '\0';
-	s->server->buffers->used = 0;
 	counter_add(s->tenant->scope, COUNTER_REQUESTS, 0, 1);
 	code = q ? check_envelope(&r, q, n_fds, &op) : KVG_CODE_BAD_MESSAGE;
 	if (!code)
 		code = op->prep(&r, q);
-	if (q)
-		kvgate__v1__request__free_unpacked(q, NULL);
+	if (q && b->spilled)
+		kvgate__v1__request__free_unpacked(q, &allocator);
 	if (!code)
 		code = op->run(&r);
 	if (!r.later)

@@ -180,6 +180,12 @@ ssize_t sendmsg(int fd, const struct msghdr *m, int flags)
 	return NEXT(sendmsg)(fd, m, flags);
 }
 
+ssize_t send(int fd, const void *data, size_t n, int flags)
+{
+	FAIL("sendmsg", ENOBUFS, -1);
+	return NEXT(send)(fd, data, n, flags);
+}
+
 ssize_t recvmsg(int fd, struct msghdr *m, int flags)
 {
 	FAIL("recvmsg", ENOMEM, -1);
