@@ -26,6 +26,7 @@ static void on_tick(void *userdata)
 {
 	struct cache *c = userdata;
 
+	evict_ask_again(c);
 	for (struct cache_tenant *t = c->tenants; t; t = t->next)
 		tenant_tick(t);
 	commits_retry(c);
@@ -148,7 +149,7 @@ int cache_release(struct cache_tenant *t, struct kvg_handle h)
 	if (!b || !b->pins)
 		return KVG_CODE_NOT_FOUND;
 	b->pins--;
-	t->passed_over = 0;
+	evict_ask_again(t->cache);
 	return KVG_CODE_OK;
 }
 

@@ -35,6 +35,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/cache/evictor.h"
 #include "daemon/cache/job.h"
 #include "daemon/cache/staging.h"
 
@@ -103,6 +104,7 @@ static void admit(struct cache_job *j)
 		j->parent->uses++;
 	}
 	job_push_ordered(&j->tenant->starved, j);
+	evict_ask_again(c);
 }
 
 void commits_retry(struct cache *c)
@@ -127,7 +129,8 @@ static void on_results(void *cache)
 	struct cache *c = cache;
 
 	for (struct cache_tenant *t = c->tenants; t; t = t->next)
-		tenant_gauges(t);
+		if (t->gauges_stale)
+			tenant_gauges(t);
 	on_timer(c);
 }
 

@@ -102,6 +102,7 @@ static void packed(struct work *work)
 	commit_unreserve(j, ok ? j->pack.used : 0);
 	if (ok)
 		publish(j);
+	j->tenant->gauges_stale = true;
 	job_finish(j);
 }
 

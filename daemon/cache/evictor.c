@@ -17,7 +17,8 @@
  *
  * Work is bounded. One round looks at no more than ROUND_LOOKS victims; above a watermark, the next round comes with the
  * next turn of the loop. A tenant is exhausted when as many victims in a row were pinned as it has blocks: then
- * asking again is of no use until a pin goes or a block comes.
+ * asking again is of no use until something may have changed. Pins in pages go without a word, so every commit that
+ * wants room, and every tick, asks as if for the first time.
  */
 #include "daemon/cache/evictor.h"
 
@@ -29,6 +30,11 @@
 #define ROUND_LOOKS 512           /* victims looked at in one round: about a millisecond */
 #define RETRY_NS    100000000     /* everything was pinned: so long until the next try */
 #define ROUND_BYTES (64ull << 20) /* of a background round */
+
+void evict_ask_again(struct cache *c)
+{
+	c->question++;
+}
 
 void evict_batch_init(struct evict_batch *e, struct cache_tenant *t, enum evict_reason reason)
 {
@@ -212,6 +218,10 @@ bool evict_round(struct cache_tenant *t, uint64_t bytes, uint64_t slots)
 
 	tenant_drain(t);
 	evict_batch_init(&e, t, EVICT_PRESSURE);
+	if (t->asked != t->cache->question) {
+		t->asked = t->cache->question;
+		t->passed_over = 0;
+	}
 	if (t->passed_over > t->n_blocks)
 		looks = 0; /* exhausted */
 	while (looks && (freed < bytes || freed_slots < slots)) {

@@ -38,6 +38,8 @@ bool evict_batch_add(struct evict_batch *e, struct block *b, uint8_t after);
 /* Scans, puts back what is pinned, frees the rest; the batch is empty again, sums go on. */
 void evict_batch_settle(struct evict_batch *e);
 
+/* Pins may have gone: who was found exhausted may be asked again. */
+void evict_ask_again(struct cache *c);
 /* One bounded round for `bytes` of pages and `slots` of the index. False: nothing may go now, however often one asks. */
 bool evict_round(struct cache_tenant *t, uint64_t bytes, uint64_t slots);
 /* The tenant that uses most of its quota and has something that may go gives up `bytes`. */

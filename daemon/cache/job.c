@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/cache/evictor.h"
+
 struct cache_job *job_of(struct work *w)
 {
 	return (struct cache_job *)((char *)w - offsetof(struct cache_job, work));
@@ -141,7 +143,7 @@ void job_finish(struct cache_job *j)
 	if (j->parent) {
 		j->parent->uses--;
 		j->parent = NULL;
-		j->tenant->passed_over = 0;
+		evict_ask_again(c);
 	}
 	if (j->staging)
 		j->staging = staging_unref(j->staging);

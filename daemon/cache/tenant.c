@@ -240,7 +240,7 @@ int cache_policy_set(struct cache_tenant *t, const char *model, const struct cac
 		t->high = p->high_watermark;
 	if (p->low_watermark != 0)
 		t->low = p->low_watermark;
-	t->passed_over = 0;
+	evict_ask_again(t->cache);
 	evict_check(t->cache, t);
 	return KVG_CODE_OK;
 }
@@ -309,7 +309,7 @@ void cache_pins_detach(struct cache_tenant *t, struct pin_page *p)
 	pins_drain_page(p, touch, t, &d);
 	count_touches(t, &d);
 	pins_detach(&t->pins, p);
-	t->passed_over = 0;
+	evict_ask_again(t->cache);
 	evict_check(t->cache, t);
 }
 
@@ -343,6 +343,7 @@ void tenant_gauges(struct cache_tenant *t)
 {
 	struct pool_stat st;
 
+	t->gauges_stale = false;
 	pool_tenant_stat(t->pool, &st);
 	counter_set(t->counters, COUNTER_SEGMENTS, KVG_TIER_HOST, (int64_t)st.segments);
 	counter_set(t->counters, COUNTER_RESIDENT, KVG_TIER_HOST, (int64_t)st.resident);
@@ -362,7 +363,6 @@ static void walk_floors(struct cache_tenant *t)
 
 void tenant_tick(struct cache_tenant *t)
 {
-	t->passed_over = 0; /* pins in pages go without telling anybody */
 	tenant_drain(t);
 	walk_floors(t);
 	tenant_gauges(t);

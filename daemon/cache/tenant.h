@@ -54,7 +54,9 @@ struct cache_tenant {
 	uint64_t reserved_slots; /* one each */
 	struct job_list starved; /* commits that wait for room, in their order */
 
+	bool gauges_stale;
 	bool evicting;        /* above the high watermark, on the way to the low one */
+	uint64_t asked;       /* the question that passed_over belongs to, see evict_ask_again() */
 	uint64_t passed_over; /* victims found pinned in a row, without one that went */
 	uint64_t evict_turn;  /* the last turn of evict_anyone() that asked here */
 	uint64_t survey;      /* stamp of the last look at all pins */
@@ -71,11 +73,10 @@ struct cache {
 	struct key_hasher *hasher;
 	struct commits commits;
 
-	struct loop_timer
-		*evict_timer; /* armed while a tenant, or all together, are above a watermark */
-	struct loop_timer *tick_timer; /* touches, floors that changed, gauges */
-	uint64_t evict_turn;
-	bool evicting; /* all tenants together are above the high watermark */
+	struct loop_timer *tick_timer;  /* touches, floors that changed, gauges */
+	struct loop_timer *evict_timer; /* armed while somebody is above a watermark */
+	bool evicting;                  /* all tenants together are */
+	uint64_t evict_turn, question;  /* of evict_anyone(), of evict_ask_again() */
 
 	cache_event_fn on_event;
 	void *on_event_data;
