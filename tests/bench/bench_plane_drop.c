@@ -246,8 +246,8 @@ int main(void)
 	char why[200];
 	struct gate *g;
 
-	if (gate_load(KVG_SOURCE_DIR "/client/demo/lab/gate_calibrated.safetensors", &g, why, sizeof(why)) <
-		0) {
+	if (gate_load(KVG_SOURCE_DIR "/client/demo/lab/gate_calibrated.safetensors", &g, why,
+		    sizeof(why)) < 0) {
 		fprintf(stderr, "%s\n", why);
 		return 1;
 	}
