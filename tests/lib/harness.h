@@ -14,10 +14,10 @@
 
 struct daemon_process {
 	pid_t pid;
-	char dir[64];	  /* private, mode 0755 so that other users reach the socket */
+	char dir[64]; /* private, mode 0755 so that other users reach the socket */
 	char socket[96];
 	char config[96];
-	char log[96];	  /* what it printed */
+	char log[96]; /* what it printed */
 };
 
 /* Starts kvgated with this config text ("" = defaults for tests: 64 MiB, small segments) and waits until it serves. */
@@ -67,8 +67,8 @@ void content_row(uint64_t seed, uint32_t layer, int is_v, uint32_t head, uint32_
 /* Fills a stage with the contents of block `seed`. */
 void content_fill(const struct test_model *m, uint64_t seed, struct kvg_stage *s);
 /* Compares every pair that is there, byte for byte. Returns the number of pairs seen; asserts on a difference. */
-uint64_t content_compare(const struct test_model *m, uint64_t seed, struct kvg_layout *l,
-	const struct kvg_pin *pin);
+uint64_t content_compare(
+	const struct test_model *m, uint64_t seed, struct kvg_layout *l, const struct kvg_pin *pin);
 /* Puts a chain of n blocks with seeds seed .. seed + n - 1; ret_keys gets their keys. Returns the code of the last one. */
 int chain_put(struct kvg_client *c, struct kvg_layout *l, const struct test_model *m, uint64_t seed,
 	uint32_t n, struct kvg_key *ret_keys);

@@ -108,9 +108,11 @@ static void test_scribbled_pin_pages(void **state)
 		for (uint64_t i = 0; i < CHAINS; i++) {
 			struct kvg_pin pin;
 			/* one attacker of the same tenant may pin everything: then it is NO_SPACE, never worse */
-			int code = chain_put(c, l, &model_small, 1000u * (uint64_t)round + i, 1, &key);
+			int code =
+				chain_put(c, l, &model_small, 1000u * (uint64_t)round + i, 1, &key);
 
-			assert_true(code == KVG_CODE_OK || code == KVG_CODE_NO_SPACE || code == KVG_CODE_EXISTS);
+			assert_true(code == KVG_CODE_OK || code == KVG_CODE_NO_SPACE ||
+				code == KVG_CODE_EXISTS);
 			if (code == KVG_CODE_OK && kvg_lookup_pin(l, &key, 0.f, &pin) == 0) {
 				content_compare(&model_small, 1000u * (uint64_t)round + i, l, &pin);
 				kvg_unpin(c, &pin, 1);

@@ -43,7 +43,8 @@ static void test_bad_configurations(void **state)
 	must_refuse("[memory]\nhost_bytes = 64MiB\nindex_slots = 0\n", "index_slots");
 	must_refuse("[memory]\nhost_bytes = 64MiB\nfloor = 1.5\n", "floor");
 	must_refuse("[nonsense]\na = 1\n", "nonsense");
-	must_refuse("[memory]\nhost_bytes = 64MiB\n[gate g]\nfile = /nonexistent/gate.pt\n", "gate.pt");
+	must_refuse(
+		"[memory]\nhost_bytes = 64MiB\n[gate g]\nfile = /nonexistent/gate.pt\n", "gate.pt");
 	must_refuse("no section at all", "conf");
 }
 
@@ -141,7 +142,9 @@ static void test_reload(void **state)
 	FILE *f;
 
 	(void)state;
-	daemon_start(&d, "[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\nfloor = 0.5\n");
+	daemon_start(&d,
+		"[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\nfloor = "
+		"0.5\n");
 	c = client_open(&d);
 	assert_int_equal(kvg_policy(c, &p), 0);
 	assert_true(p.floor == .5f);
@@ -154,7 +157,9 @@ static void test_reload(void **state)
 	assert_true(daemon_logged(&d, "banana"));
 	daemon_check_alive(&d);
 	f = fopen(d.config, "w");
-	fputs("[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\nfloor = 0.25\n", f);
+	fputs("[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\nfloor = "
+	      "0.25\n",
+		f);
 	fclose(f);
 	kill(d.pid, SIGHUP);
 	for (int i = 0; i < 400; i++) {

@@ -40,7 +40,8 @@ static void test_every_shape(void **state)
 	for (size_t i = 0; i < N_MODELS; i++)
 		l[i] = model_register(c, &models[i]);
 	for (size_t i = 0; i < N_MODELS; i++)
-		assert_int_equal(chain_put(c, l[i], &models[i], 50 * i, BLOCKS, keys[i]), KVG_CODE_OK);
+		assert_int_equal(
+			chain_put(c, l[i], &models[i], 50 * i, BLOCKS, keys[i]), KVG_CODE_OK);
 	for (size_t i = 0; i < N_MODELS; i++) {
 		const struct test_model *m = &models[i];
 		struct kvg_pin pins[BLOCKS];
@@ -86,7 +87,12 @@ static void test_gather(void **state)
 				for (uint32_t t = 0; t < 32; t++) {
 					content_row(10, layer, kv, h, t, want, row);
 					assert_memory_equal(want,
-						dense + ((((layer * 2 + (unsigned)kv) * 2 + h) * 32) + t) * row, row);
+						dense +
+							((((layer * 2 + (unsigned)kv) * 2 + h) *
+								 32) +
+								t) *
+								row,
+						row);
 				}
 	for (size_t i = 0; i < sizeof(present); i++)
 		assert_int_equal(present[i], 1);

@@ -16,9 +16,10 @@
 #define UID_A 61001
 #define UID_B 61002
 
-static const char config[] = "[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n"
-			     "[tenant small]\nuids = 61001\nhost_bytes = 8MiB\nstaging_bytes = 1MiB\n"
-			     "sessions = 2\npins = 16\n";
+static const char config[] =
+	"[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n"
+	"[tenant small]\nuids = 61001\nhost_bytes = 8MiB\nstaging_bytes = 1MiB\n"
+	"sessions = 2\npins = 16\n";
 
 static int staging(void *arg)
 {
@@ -88,9 +89,9 @@ static int fill(void *arg)
 		if (chain_put(c, l, &model_small, 10000 + i, 1, &key) != KVG_CODE_OK)
 			return 1;
 	return client_counter(c, "kvgate_bytes") <= 8 << 20 &&
-			       client_counter(c, "kvgate_evicted_blocks_total") > 0 ?
-		0 :
-		2;
+			client_counter(c, "kvgate_evicted_blocks_total") > 0
+		? 0
+		: 2;
 }
 
 static int keep(void *arg)
@@ -145,12 +146,12 @@ static void test_all_pinned(void **state)
 	daemon_start(&d, "[memory]\nhost_bytes = 8MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n");
 	c = client_open(&d);
 	l = model_register(c, &model_small);
-	while (n < 4096 && (code = chain_put(c, l, &model_small, n, 1, &key)) == KVG_CODE_OK) {
-		assert_int_equal(kvg_lookup_pin(l, &key, 1.f, &pin[n]), 0);
+	/* near the end, what is not pinned yet may be gone before it is: only it can make room */
+	while (n < 4096 && (code = chain_put(c, l, &model_small, n, 1, &key)) == KVG_CODE_OK &&
+		kvg_lookup_pin(l, &key, 1.f, &pin[n]) == 0)
 		n++;
-	}
 	assert_true(n > 50 && n < 4096);
-	assert_true(code == KVG_CODE_NO_SPACE || code == KVG_CODE_QUOTA);
+	assert_true(code == KVG_CODE_OK || code == KVG_CODE_NO_SPACE || code == KVG_CODE_QUOTA);
 	for (size_t i = 0; i < n; i++)
 		content_compare(&model_small, i, l, &pin[i]);
 	kvg_unpin(c, pin, n);

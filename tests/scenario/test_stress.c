@@ -45,8 +45,8 @@ static int work(void *arg)
 			int code = chain_put(c, l, &model_small, chain, BLOCKS, keys);
 
 			/* a parent may be evicted between two commits */
-			if (code != KVG_CODE_OK && code != KVG_CODE_EXISTS && code != KVG_CODE_NO_PARENT &&
-				code != KVG_CODE_NO_SPACE)
+			if (code != KVG_CODE_OK && code != KVG_CODE_EXISTS &&
+				code != KVG_CODE_NO_PARENT && code != KVG_CODE_NO_SPACE)
 				return 1;
 		}
 		chain_keys(l, &model_small, chain, BLOCKS, keys);
@@ -54,7 +54,8 @@ static int work(void *arg)
 		for (size_t b = 0; b < n; b++) {
 			uint64_t pairs = content_compare(&model_small, chain + b, l, &pins[b]);
 			float share = (float)pairs /
-				(float)(model_small.layers * model_small.heads * model_small.tokens);
+				(float)(model_small.layers * model_small.heads *
+					model_small.tokens);
 
 			if (share < pins[b].retention - 1e-4f)
 				return 2;
@@ -75,7 +76,9 @@ static void test_everything_at_once(void **state)
 	struct kvg_purge_result r;
 
 	(void)state;
-	daemon_start(&d, "[memory]\nhost_bytes = 4MiB\nsegment_bytes = 1MiB\nindex_slots = 1024\nfloor = 0.3\n");
+	daemon_start(&d,
+		"[memory]\nhost_bytes = 4MiB\nsegment_bytes = 1MiB\nindex_slots = 1024\nfloor = "
+		"0.3\n");
 	c = client_open(&d);
 	for (int i = 0; i < 6; i++) {
 		tasks[i] = (struct task){.d = &d, .seed = (unsigned)i, .writes = i < 3};

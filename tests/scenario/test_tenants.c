@@ -19,8 +19,8 @@
 #include "tests/lib/raw.h"
 
 #define BLOCKS 6
-#define UID_A 61001
-#define UID_B 61002
+#define UID_A  61001
+#define UID_B  61002
 
 struct task {
 	const struct daemon_process *d;
@@ -118,8 +118,9 @@ static void test_config_joins_users(void **state)
 	(void)state;
 	if (!can_change_user())
 		skip();
-	daemon_start(&d, "[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n"
-			 "[tenant team]\nuids = 61001\ngids = 61002\n");
+	daemon_start(&d,
+		"[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n"
+		"[tenant team]\nuids = 61001\ngids = 61002\n");
 	assert_int_equal(child_run(UID_A, put, &a), 0);
 	assert_int_equal(child_run(UID_B, look, &a), 0);
 	assert_int_equal(daemon_stop(&d), 0);

@@ -41,7 +41,8 @@ static void struck(void)
 	const char *path = getenv("KVG_INJECT_STRUCK");
 
 	if (path) {
-		int fd = (int)syscall(SYS_openat, AT_FDCWD, path, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
+		int fd = (int)syscall(
+			SYS_openat, AT_FDCWD, path, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
 
 		if (fd >= 0)
 			syscall(SYS_close, fd);

@@ -19,7 +19,8 @@
 
 #include "tests/lib/harness.h"
 
-static const char config[] = "[memory]\nhost_bytes = 2MiB\nsegment_bytes = 1MiB\nindex_slots = 256\nfloor = 0.3\n";
+static const char config[] =
+	"[memory]\nhost_bytes = 2MiB\nsegment_bytes = 1MiB\nindex_slots = 256\nfloor = 0.3\n";
 
 static struct kvg_layout *try_register(struct kvg_client *c)
 {
@@ -136,8 +137,8 @@ static void test_memory_runs_out(void **state)
 
 static void test_system_calls(void **state)
 {
-	static const char *const kinds[] = {"mmap", "memfd_create", "ftruncate", "fchmod", "open", "epoll_ctl",
-		"accept4", "sendmsg", "recvmsg", "getsockopt", "fallocate"};
+	static const char *const kinds[] = {"mmap", "memfd_create", "ftruncate", "fchmod", "open",
+		"epoll_ctl", "accept4", "sendmsg", "recvmsg", "getsockopt", "fallocate"};
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
