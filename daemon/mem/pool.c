@@ -93,20 +93,28 @@ int pool_add_segment(struct pool_tenant *t, unsigned page_shift, struct pool_slo
 	return 0;
 }
 
-/* Its memory goes now, its fds later. What was used in it is the caller's to account for, and that no step runs in it. */
-static void retire_segment(struct pool_tenant *t, uint32_t i)
+/* The tenant's no longer. What was used in it is the caller's to account for, and that no step runs in it. */
+static struct segment *take_segment(struct pool_tenant *t, uint32_t i)
 {
 	struct pool *p = t->pool;
 	struct segment *s = t->slot[i].segment;
 
 	assert(p->stepping != s);
 	uncharge(p, s, s->n_backed);
-	segment_retire(s);
 	t->n_slots--;
 	memmove(&t->slot[i], &t->slot[i + 1], (t->n_slots - i) * sizeof(*t->slot));
 	p->n_segments--;
-	s->next = p->retired;
-	p->retired = s;
+	return s;
+}
+
+/* Its memory goes now, its fds later. */
+static void retire_segment(struct pool_tenant *t, uint32_t i)
+{
+	struct segment *s = take_segment(t, i);
+
+	segment_retire(s);
+	s->next = t->pool->retired;
+	t->pool->retired = s;
 }
 
 static void close_retired(struct pool *p)
@@ -456,7 +464,7 @@ struct pool_tenant *pool_tenant_free(struct pool_tenant *t)
 
 		if (s->memory.set_aside)
 			p->resident -= (uint64_t)segment_used(s) << s->page_shift;
-		retire_segment(t, t->n_slots - 1);
+		segment_free(take_segment(t, t->n_slots - 1)); /* not punched: what clients have pinned stays theirs */
 	}
 	p->used -= t->used;
 	if (t->next)

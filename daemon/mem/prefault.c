@@ -50,9 +50,13 @@ static struct segment *add_ahead(struct pool *p)
 	return NULL;
 }
 
-static uint32_t step_pages(const struct segment *s)
+/* As many pages as a step takes and the budget has room for. */
+static uint32_t step_pages(const struct pool *p, const struct segment *s)
 {
-	return s->page_shift < STEP_SHIFT ? 1u << (STEP_SHIFT - s->page_shift) : 1;
+	uint64_t bytes = 1ull << (s->page_shift < STEP_SHIFT ? STEP_SHIFT : s->page_shift);
+	uint64_t room = p->resident < p->budget ? p->budget - p->resident : 0;
+
+	return (uint32_t)((room < bytes ? room : bytes) >> s->page_shift);
 }
 
 /* False: nothing to do now. */
@@ -60,13 +64,15 @@ static bool step(struct pool *p)
 {
 	struct segment *s = choose(p);
 	struct segment_part part;
+	uint32_t pages;
 	int r;
 
 	if (!s)
 		s = add_ahead(p);
-	if (!s || p->resident + ((uint64_t)step_pages(s) << s->page_shift) > p->budget)
+	pages = s ? step_pages(p, s) : 0;
+	if (pages == 0)
 		return false;
-	segment_next_cold(s, step_pages(s), &part);
+	segment_next_cold(s, pages, &part);
 	pool_mark_backed(p, s, &part);
 	p->stepping = s;
 	pthread_mutex_unlock(&p->lock);

@@ -57,6 +57,8 @@ struct segment *segment_free(struct segment *s)
 
 void segment_retire(struct segment *s)
 {
+	/* a client may have it mapped still; nothing more can be done if this fails */
+	s->tier->punch(s->tier, &s->memory, 0, s->memory.bytes);
 	s->tier->unmap(s->tier, &s->memory);
 	s->n_backed = 0;
 }

@@ -24,8 +24,9 @@ struct segment {
 
 int segment_new(const struct tier_ops *tier, const struct tier_request *q, unsigned page_shift,
 	uint32_t id, struct segment **ret);
+/* What clients have mapped stays theirs. */
 struct segment *segment_free(struct segment *s);
-/* Gives all memory back; the fds stay open until segment_free(). */
+/* Gives all memory back, mapped by clients or not; the fds stay open until segment_free(). */
 void segment_retire(struct segment *s);
 
 /* A run of pages. */

@@ -38,9 +38,10 @@ struct tier_ops {
 	int (*back)(const struct tier_ops *t, const struct tier_memory *m, uint64_t offset, uint64_t bytes);
 	/* Gives the bytes' memory back; they read as zeros afterwards, in every process. */
 	int (*punch)(const struct tier_ops *t, const struct tier_memory *m, uint64_t offset, uint64_t bytes);
-	/* All memory is given back, even where a client still has the segment mapped. The fds stay open. */
+	/* The daemon's own mapping goes; the fds stay open. */
 	void (*unmap)(const struct tier_ops *t, struct tier_memory *m);
-	void (*close)(const struct tier_ops *t, struct tier_memory *m);	/* unmaps, if need be */
+	/* Everything of ours goes, a mapping too; what clients have mapped stays as it is, for them. */
+	void (*close)(const struct tier_ops *t, struct tier_memory *m);
 };
 
 extern const struct tier_ops tier_host;	/* memfds */
