@@ -97,6 +97,16 @@ void charge_sub(struct charge *c, uint64_t amount)
 	show(a, c->resource);
 }
 
+void charge_take(struct charge *from, uint64_t amount, struct charge *to)
+{
+	assert(amount <= from->amount);
+	assert(!to->account || (to->account == from->account && to->resource == from->resource));
+	from->amount -= amount;
+	*to = (struct charge){.account = from->account,
+		.resource = from->resource,
+		.amount = to->amount + amount};
+}
+
 void charge_fini(struct charge *c)
 {
 	charge_sub(c, c->amount);

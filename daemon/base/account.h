@@ -49,6 +49,8 @@ struct charge {
 /* Adds to what the charge pays for already, if anything. -EDQUOT: it stays as it was. */
 int charge_add(struct charge *c, struct account *a, enum account_resource r, uint64_t amount);
 void charge_sub(struct charge *c, uint64_t amount);
+/* Moves a part to another charge, which pays for nothing or for the same thing. */
+void charge_take(struct charge *from, uint64_t amount, struct charge *to);
 void charge_fini(struct charge *c); /* gives everything back; idempotent */
 
 #endif

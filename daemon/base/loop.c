@@ -309,13 +309,12 @@ void loop_post(struct loop *l, struct loop_work *w)
 	pthread_mutex_unlock(&l->post_lock);
 }
 
-static void on_post(void *userdata, uint32_t events)
+void loop_run_posted(struct loop *l)
 {
-	struct loop *l = userdata;
 	struct loop_work *w, *next;
 	eventfd_t n;
 
-	(void)events;
+	loop_assert_owner(l);
 	pthread_mutex_lock(&l->post_lock);
 	eventfd_read(l->post_fd, &n);
 	w = l->posted;
@@ -326,6 +325,12 @@ static void on_post(void *userdata, uint32_t events)
 		next = w->next; /* fn may free or post the item again */
 		w->fn(w);
 	}
+}
+
+static void on_post(void *userdata, uint32_t events)
+{
+	(void)events;
+	loop_run_posted(userdata);
 }
 
 /* ---- the loop ---- */

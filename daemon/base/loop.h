@@ -41,6 +41,8 @@ struct loop_work {
 	struct loop_work *next;
 };
 void loop_post(struct loop *l, struct loop_work *w);
+/* Runs what was posted so far: before memory goes that posted items lie in. */
+void loop_run_posted(struct loop *l);
 
 int loop_run(struct loop *l); /* until loop_quit(); 0 or negative errno */
 void loop_quit(struct loop *l);

@@ -20,25 +20,25 @@
 struct cache;
 struct cache_tenant;
 struct cache_layout;
-struct counters;	/* daemon/base/counters.h */
-struct loop;		/* daemon/base/loop.h */
+struct counters; /* daemon/base/counters.h */
+struct loop;     /* daemon/base/loop.h */
 
 struct cache_options {
 	struct loop *loop;
 	struct counters *counters;
-	uint64_t host_bytes;		/* all tenants together, pages in use */
+	uint64_t host_bytes; /* all tenants together, pages in use */
 	uint64_t segment_bytes;
-	uint64_t index_slots;		/* per tenant */
-	float high_watermark, low_watermark;	/* of a tenant's quota and of host_bytes */
+	uint64_t index_slots;                /* per tenant */
+	float high_watermark, low_watermark; /* of a tenant's quota and of host_bytes */
 	unsigned pack_workers;
-	int numa_node;			/* -1: the kernel's default policy */
-	bool huge_pages;		/* hugetlb when reserved, else THP */
-	bool prefault;			/* fault memory in by a background thread */
+	int numa_node;   /* -1: the kernel's default policy */
+	bool huge_pages; /* hugetlb when reserved, else THP */
+	bool prefault;   /* fault memory in by a background thread */
 	enum gate_arithmetic arithmetic;
 };
 
 int cache_new(const struct cache_options *o, struct cache **ret);
-struct cache *cache_free(struct cache *c);	/* every session is gone by then */
+struct cache *cache_free(struct cache *c); /* every session is gone by then */
 
 /* Gates by the name clients give at registration; the cache owns the gate from here on. -EEXIST. */
 int cache_add_gate(struct cache *c, const char *name, struct gate *g);
@@ -46,41 +46,44 @@ int cache_add_gate(struct cache *c, const char *name, struct gate *g);
 void cache_retire_gates(struct cache *c);
 
 struct cache_limits {
-	uint64_t host_bytes;		/* quota of the tenant */
-	float floor;			/* default retention floor, (0, 1] */
+	uint64_t host_bytes; /* quota of the tenant */
+	float floor;         /* default retention floor, (0, 1] */
 };
 /* Found by name or made; lives as long as the cache. Limits are taken over in both cases. */
-int cache_tenant_open(struct cache *c, const char *name, const struct cache_limits *l,
-	struct cache_tenant **ret);
+int cache_tenant_open(
+	struct cache *c, const char *name, const struct cache_limits *l, struct cache_tenant **ret);
 struct cache_tenant *cache_tenant_find(struct cache *c, const char *name);
-struct cache_tenant *cache_tenant_next(struct cache *c, struct cache_tenant *after);	/* NULL = first */
+struct cache_tenant *cache_tenant_next(
+	struct cache *c, struct cache_tenant *after); /* NULL = first */
 const char *cache_tenant_name(const struct cache_tenant *t);
-int cache_tenant_index_fd(const struct cache_tenant *t);	/* borrowed, read-only description */
+int cache_tenant_index_fd(const struct cache_tenant *t); /* borrowed, read-only description */
 
 /* ---- layouts ------------------------------------------------------------------------------ */
 
 struct cache_layout_spec {
-	struct layout_identity id;	/* strings borrowed; gate_digest and edges as the client gave them */
-	const char *gate;		/* "" = none, or the client's own digest and edges in id */
-	uint32_t hidden_dtype;		/* 0, bf16 or f32 */
+	struct layout_identity
+		id;            /* strings borrowed; gate_digest and edges as the client gave them */
+	const char *gate;      /* "" = none, or the client's own digest and edges in id */
+	uint32_t hidden_dtype; /* 0, bf16 or f32 */
 	const uint32_t *ungated_layers;
 	uint32_t n_ungated;
 };
 /* An equal layout is found again. KVG_CODE_OK, BAD_LAYOUT, BAD_GATE, BAD_ARGUMENT with text in ret_why; QUOTA. */
 int cache_layout_register(struct cache_tenant *t, const struct cache_layout_spec *s,
 	struct cache_layout **ret, char *ret_why, size_t why_size);
-struct cache_layout *cache_layout_get(struct cache_tenant *t, uint32_t id);	/* NULL */
+struct cache_layout *cache_layout_get(struct cache_tenant *t, uint32_t id); /* NULL */
 
 struct cache_layout_info {
 	uint32_t id;
-	struct layout_identity identity;	/* strings borrowed from the layout; edges and digest in force */
+	struct layout_identity
+		identity; /* strings borrowed from the layout; edges and digest in force */
 	uint8_t fingerprint[32];
 	const char *gate;
-	const struct gate_info *gate_info;	/* NULL without a daemon-side gate */
+	const struct gate_info *gate_info; /* NULL without a daemon-side gate */
 	uint32_t hidden_dtype;
-	uint32_t gated_layers;			/* layers minus ungated */
+	uint32_t gated_layers; /* layers minus ungated */
 	uint32_t page_bytes;
-	float floor;				/* in force now */
+	float floor; /* in force now */
 	bool foreign_keys;
 };
 void cache_layout_describe(const struct cache_layout *l, struct cache_layout_info *ret);
@@ -92,10 +95,10 @@ void cache_layout_stage(const struct cache_layout *l, enum stage_input input, ui
 
 /* A session's pin page as the daemon sees it; attached while the session lives. */
 struct pin_page {
-	const struct kvg_shm_pins *map;	/* shared with the client: read once, clamp */
-	uint32_t n_pins, n_touch;	/* the daemon's own copy of the geometry */
-	uint64_t touch_tail;		/* up to where touches were taken */
-	struct pin_page *next, *prev;	/* the cache's list */
+	const struct kvg_shm_pins *map; /* shared with the client: read once, clamp */
+	uint32_t n_pins, n_touch;       /* the daemon's own copy of the geometry */
+	uint64_t touch_tail;            /* up to where touches were taken */
+	struct pin_page *next, *prev;   /* the cache's list */
 };
 /*
  * Where the parts of a page lie: header | pins | touch ring, fixed by the counts alone, so that the daemon never asks
@@ -126,26 +129,30 @@ int cache_acquire(struct cache_tenant *t, const struct cache_layout *l, const st
 	float min_retention, struct cache_block_result *ret);
 int cache_release(struct cache_tenant *t, struct kvg_handle h);
 /* In any layout (l NULL) or in this one. Counts as a touch. */
-bool cache_present_in(struct cache_tenant *t, const struct cache_layout *l, const struct kvg_key *key);
+bool cache_present_in(
+	struct cache_tenant *t, const struct cache_layout *l, const struct kvg_key *key);
 bool cache_present(struct cache_tenant *t, const struct kvg_key *key);
 
 /* ---- commit ------------------------------------------------------------------------------- */
 
 /* Staging memory of one session. Referenced by the session and by every job in flight; unmapped by the last. */
 struct staging;
-int staging_new(uint64_t bytes, struct staging **ret);	/* sealed memfd, mapped here */
+int staging_new(uint64_t bytes, struct staging **ret); /* sealed memfd, mapped here */
 struct staging *staging_ref(struct staging *s);
 struct staging *staging_unref(struct staging *s);
-int staging_fd(const struct staging *s);		/* borrowed, for the client: read-write */
+int staging_fd(const struct staging *s); /* borrowed, for the client: read-write */
 uint64_t staging_bytes(const struct staging *s);
 /* A run of bytes (4 KiB multiples). -ENOSPC. Owner: the control thread. Free punches the pages out. */
 int staging_alloc(struct staging *s, uint64_t bytes, uint64_t *ret_offset);
 void staging_release(struct staging *s, uint64_t offset, uint64_t bytes);
+/* Its two halves: the slow one, which any thread may do, and then the quick one of the control thread. */
+void staging_punch(struct staging *s, uint64_t offset, uint64_t bytes);
+void staging_free_run(struct staging *s, uint64_t offset, uint64_t bytes);
 
 struct cache_commit {
 	struct cache_layout *layout;
-	struct staging *staging;	/* referenced by the job until done */
-	uint64_t offset;		/* of the stage */
+	struct staging *staging; /* referenced by the job until done */
+	uint64_t offset;         /* of the stage */
 	enum stage_input input;
 	uint32_t tokens;
 	bool token_ids;
@@ -153,8 +160,8 @@ struct cache_commit {
 	struct kvg_key key, parent;
 };
 struct cache_commit_result {
-	int code;			/* enum kvg_code */
-	struct kvg_handle handle;	/* with OK and EXISTS */
+	int code;                 /* enum kvg_code */
+	struct kvg_handle handle; /* with OK and EXISTS */
 	char error[160];
 };
 typedef void (*cache_commit_fn)(void *userdata, const struct cache_commit_result *r);
@@ -188,10 +195,13 @@ struct cache_block_info {
 	struct cache_plane_info plane[KVG_PLANES_MAX];
 };
 /* Walks blocks: *cursor 0 starts, 0 again at the end. layout 0 = all. False when there is no further one. */
-bool cache_list_next(struct cache_tenant *t, uint32_t layout, uint64_t *cursor,
+bool cache_list_next(
+	struct cache_tenant *t, uint32_t layout, uint64_t *cursor, struct cache_block_info *ret);
+/* layout 0: of any. Verifying reads all bytes; what is damaged goes. KVG_CODE_OK, NOT_FOUND. */
+int cache_inspect_in(struct cache_tenant *t, uint32_t layout, const struct kvg_key *key, bool verify,
 	struct cache_block_info *ret);
-int cache_inspect(struct cache_tenant *t, const struct kvg_key *key, bool verify,
-	struct cache_block_info *ret);	/* KVG_CODE_OK, NOT_FOUND */
+int cache_inspect(
+	struct cache_tenant *t, const struct kvg_key *key, bool verify, struct cache_block_info *ret);
 
 struct cache_purge_result {
 	uint64_t blocks, planes, bytes, pinned;
@@ -204,7 +214,7 @@ struct cache_policy {
 	float floor;
 	uint64_t host_bytes;
 	float high_watermark, low_watermark;
-	uint64_t host_used;	/* read only */
+	uint64_t host_used; /* read only */
 };
 /* model "" = the tenant's default. Zero fields leave what is. KVG_CODE_OK, BAD_ARGUMENT with text. */
 int cache_policy_set(struct cache_tenant *t, const char *model, const struct cache_policy *p,
@@ -215,7 +225,7 @@ const char *cache_policy_model(const struct cache_tenant *t, unsigned i, float *
 
 /* ---- events ------------------------------------------------------------------------------- */
 
-enum cache_event_kind {	/* as Kvgate__V1__EventKind has them */
+enum cache_event_kind { /* as Kvgate__V1__EventKind has them */
 	CACHE_EVENT_COMMITTED = 1,
 	CACHE_EVENT_SHRUNK = 2,
 	CACHE_EVENT_EVICTED = 3,
@@ -239,9 +249,10 @@ struct cache_segment_info {
 	uint32_t id, page_shift;
 	uint8_t tier;
 	uint64_t bytes;
-	int fd;			/* borrowed, read-only description */
+	int fd; /* borrowed, read-only description */
 };
-int cache_segment_get(struct cache_tenant *t, uint32_t id, struct cache_segment_info *ret);	/* -ENOENT */
+int cache_segment_get(
+	struct cache_tenant *t, uint32_t id, struct cache_segment_info *ret); /* -ENOENT */
 
 /* For tests and debugging, walks everything: 0, or -EBADMSG and a line in the log for each invariant that is broken. */
 int cache_check(struct cache *c);

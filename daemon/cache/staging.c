@@ -113,12 +113,22 @@ int staging_alloc(struct staging *s, uint64_t bytes, uint64_t *ret_offset)
 	return r;
 }
 
-void staging_release(struct staging *s, uint64_t offset, uint64_t bytes)
+void staging_punch(struct staging *s, uint64_t offset, uint64_t bytes)
 {
 	uint64_t units = (bytes + UNIT - 1) / UNIT;
 
 	assert(offset % UNIT == 0);
 	/* A page that cannot be punched is only not given back yet: the next release of its run tries again. */
 	fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)(units * UNIT));
-	arena_free(&s->arena, (uint32_t)(offset / UNIT), (uint32_t)units);
+}
+
+void staging_free_run(struct staging *s, uint64_t offset, uint64_t bytes)
+{
+	arena_free(&s->arena, (uint32_t)(offset / UNIT), (uint32_t)((bytes + UNIT - 1) / UNIT));
+}
+
+void staging_release(struct staging *s, uint64_t offset, uint64_t bytes)
+{
+	staging_punch(s, offset, bytes);
+	staging_free_run(s, offset, bytes);
 }

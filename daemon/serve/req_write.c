@@ -16,11 +16,12 @@
 #include <string.h>
 
 #include "daemon/serve/request.h"
+#include "daemon/serve/sweeper.h"
 
 struct commit_item {
 	struct commit_batch *batch;
 	struct stage stage;
-	struct charge in_flight;
+	struct charge staged, in_flight;
 	struct cache_job *job; /* NULL: not begun, or done */
 	struct cache_commit_result result;
 };
@@ -82,10 +83,13 @@ static int stage_size(
 	return KVG_CODE_OK;
 }
 
-/* The quota of staging memory as it is now bounds the session's memfd for its whole life. */
+/*
+ * Twice the quota as it is now, for the session's whole life: a run that was given back is not free before it was swept,
+ * though it is not charged any more. Only address space is spent on that.
+ */
 static uint64_t staging_size(const struct tenant *t)
 {
-	return t->account.limit[ACCOUNT_STAGING] / 4096 * 4096;
+	return t->account.limit[ACCOUNT_STAGING] / 4096 * 8192;
 }
 
 int run_stage(struct request *r)
@@ -187,8 +191,10 @@ static void batch_free(struct commit_batch *b)
 	struct server *server = b->server;
 
 	batch_unlink(b);
-	if (b->staging)
+	if (b->staging && b->session)
 		staging_unref(b->staging);
+	else if (b->staging) /* perhaps the last one */
+		sweeper_unref(server->sweeper, b->staging, 0, &(struct charge){0});
 	free(b);
 	server_batch_done(server);
 }
@@ -232,7 +238,7 @@ static void batch_settle(struct commit_batch *b)
 static void item_settle(struct commit_item *item)
 {
 	item->job = NULL;
-	stage_fini(&item->stage, item->batch->staging);
+	stage_fini(&item->stage, &item->staged, item->batch->staging, item->batch->server->sweeper);
 	charge_fini(&item->in_flight);
 	batch_settle(item->batch);
 }
@@ -248,7 +254,8 @@ static void on_job_done(void *userdata, const struct cache_commit_result *result
 static void item_refuse(struct commit_item *item, int code, const char *why)
 {
 	item->result.code = code;
-	snprintf(item->result.error, sizeof(item->result.error), "%s", why);
+	snprintf(item->result.error, sizeof(item->result.error), "%.*s",
+		(int)sizeof(item->result.error) - 1, why);
 	item_settle(item);
 }
 
@@ -266,7 +273,7 @@ static void item_start(
 	struct cache_layout_info info;
 	int code;
 
-	if (!stages_take(&r->session->stages, a->item[i].stage, &item->stage)) {
+	if (!stages_take(&r->session->stages, a->item[i].stage, &item->stage, &item->staged)) {
 		item_refuse(item, KVG_CODE_NO_STAGE, kvg_code_prose(KVG_CODE_NO_STAGE));
 		return;
 	}
@@ -379,14 +386,16 @@ int run_abort(struct request *r)
 {
 	const struct abort_args *a = r->args;
 	Kvgate__V1__AbortReply *m = request_new(r, 1, Kvgate__V1__AbortReply);
+	struct stages *stages = &r->session->stages;
 
 	kvgate__v1__abort_reply__init(m);
 	for (size_t i = 0; i < a->n; i++) {
+		struct charge c = {0};
 		struct stage st;
 
-		if (!stages_take(&r->session->stages, a->stages[i], &st))
+		if (!stages_take(stages, a->stages[i], &st, &c))
 			continue;
-		stage_fini(&st, r->session->stages.staging);
+		stage_fini(&st, &c, stages->staging, stages->sweeper);
 		m->aborted++;
 	}
 	r->reply->body_case = KVGATE__V1__REPLY__BODY_ABORT;

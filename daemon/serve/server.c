@@ -16,6 +16,7 @@
 #include "daemon/base/log.h"
 #include "daemon/serve/listener.h"
 #include "daemon/serve/request.h"
+#include "daemon/serve/sweeper.h"
 
 /* Above max_sessions a client is still told why; above this it finds the door shut. */
 #define CONNECTIONS_SPARE 64
@@ -23,14 +24,17 @@
 int server_new(const struct server_parts *p, struct server **ret)
 {
 	struct server *s = calloc(1, sizeof(*s));
+	int r;
 
 	if (!s)
 		return -ENOMEM;
 	s->parts = *p;
 	s->buffers = request_buffers_new();
-	if (!s->buffers) {
+	r = s->buffers ? sweeper_new(p->loop, &s->sweeper) : -ENOMEM;
+	if (r < 0) {
+		request_buffers_free(s->buffers);
 		free(s);
-		return -ENOMEM;
+		return r;
 	}
 	cache_on_event(p->cache, events_deliver, s);
 	*ret = s;
@@ -44,9 +48,11 @@ struct server *server_free(struct server *s)
 	s->done = NULL;
 	listener_free(s->listener);
 	commits_cancel(s);
+	cache_on_event(s->parts.cache, NULL, NULL);
+	loop_run_posted(s->parts.loop); /* sessions that are ending already */
 	while (s->sessions)
 		session_free(s->sessions);
-	cache_on_event(s->parts.cache, NULL, NULL);
+	sweeper_free(s->sweeper);
 	tenants_fini(&s->tenants);
 	request_buffers_free(s->buffers);
 	free(s);

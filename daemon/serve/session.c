@@ -196,7 +196,7 @@ int session_new(struct server *server, int sock, struct session **ret)
 	*s = (struct session){.server = server, .sock = sock, .peer.pidfd = -1};
 	outbox_init(&s->outbox, sock);
 	pinpage_init(&s->pinpage);
-	stages_init(&s->stages);
+	stages_init(&s->stages, server->sweeper);
 	s->id = ++server->last_session;
 	s->next = server->sessions;
 	s->link = &server->sessions;

@@ -58,6 +58,7 @@ struct session {
 struct server {
 	struct server_parts parts;
 	struct listener *listener;
+	struct sweeper *sweeper;
 	struct tenants tenants;
 	struct session *sessions, *subscribers;
 	struct commit_batch *orphans; /* commits whose client is gone */

@@ -9,6 +9,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "daemon/serve/sweeper.h"
+
 #define SIZE_MIN 32u
 #define NONE     UINT32_MAX
 
@@ -17,20 +19,18 @@ struct stages_slot {
 	uint32_t gen, next_free;
 };
 
-void stages_init(struct stages *s)
+void stages_init(struct stages *s, struct sweeper *sweeper)
 {
-	*s = (struct stages){.first_free = NONE};
+	*s = (struct stages){.sweeper = sweeper, .first_free = NONE};
 }
 
 void stages_fini(struct stages *s)
 {
-	/* no holes are punched: the memory goes as a whole, with its last reference */
-	for (uint32_t i = 0; i < s->size; i++)
-		charge_fini(&s->slots[i].stage.charge);
+	if (s->staging) /* no holes are punched: the memory goes as a whole */
+		sweeper_unref(s->sweeper, s->staging, s->charge.amount, &s->charge);
+	charge_fini(&s->charge);
 	free(s->slots);
-	if (s->staging)
-		staging_unref(s->staging);
-	stages_init(s);
+	stages_init(s, s->sweeper);
 }
 
 int stages_open(struct stages *s, uint64_t bytes)
@@ -64,11 +64,11 @@ int stages_reserve(struct stages *s, struct account *a, struct cache_layout *l,
 	if (s->first_free == NONE)
 		r = grow(s);
 	if (r == 0)
-		r = charge_add(&st.charge, a, ACCOUNT_STAGING, bytes);
+		r = charge_add(&s->charge, a, ACCOUNT_STAGING, bytes);
 	if (r == 0) {
 		r = staging_alloc(s->staging, bytes, &st.offset);
 		if (r < 0)
-			charge_fini(&st.charge);
+			charge_sub(&s->charge, bytes);
 	}
 	if (r < 0)
 		return r;
@@ -81,7 +81,7 @@ int stages_reserve(struct stages *s, struct account *a, struct cache_layout *l,
 	return 0;
 }
 
-bool stages_take(struct stages *s, uint64_t id, struct stage *ret)
+bool stages_take(struct stages *s, uint64_t id, struct stage *ret, struct charge *ret_charge)
 {
 	uint32_t i = (uint32_t)id - 1; /* 0 wraps to NONE */
 	struct stages_slot *slot;
@@ -92,6 +92,7 @@ bool stages_take(struct stages *s, uint64_t id, struct stage *ret)
 	if (!slot->stage.layout || slot->gen != (uint32_t)(id >> 32))
 		return false;
 	*ret = slot->stage;
+	charge_take(&s->charge, slot->stage.bytes, ret_charge);
 	slot->stage = (struct stage){0};
 	slot->next_free = s->first_free;
 	s->first_free = i;
@@ -99,11 +100,10 @@ bool stages_take(struct stages *s, uint64_t id, struct stage *ret)
 	return true;
 }
 
-void stage_fini(struct stage *st, struct staging *from)
+void stage_fini(struct stage *st, struct charge *c, struct staging *from, struct sweeper *sweeper)
 {
-	if (!st->layout)
-		return;
-	staging_release(from, st->offset, st->bytes);
-	charge_fini(&st->charge);
+	if (st->layout)
+		sweeper_release(sweeper, from, st->offset, st->bytes);
+	charge_fini(c);
 	*st = (struct stage){0};
 }

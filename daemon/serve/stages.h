@@ -15,27 +15,33 @@
 struct stage {
 	struct cache_layout *layout; /* NULL: a free slot of the table */
 	enum stage_input input;
-	uint64_t offset, bytes;
-	struct charge charge;
+	uint64_t offset, bytes; /* the bytes are charged */
 };
 
+struct sweeper;
+
 struct stages {
+	struct sweeper *sweeper;
 	struct staging *staging; /* made by the first reservation */
 	bool sent;               /* its fd went to the client */
 	struct stages_slot *slots;
 	uint32_t size, used, first_free;
+	struct charge charge; /* of all of them */
 };
 
-void stages_init(struct stages *s);
+void stages_init(struct stages *s, struct sweeper *sweeper);
 void stages_fini(struct stages *s); /* all of it, with its charges */
 
 /* Makes the staging memory if there is none yet. */
 int stages_open(struct stages *s, uint64_t bytes);
 int stages_reserve(struct stages *s, struct account *a, struct cache_layout *l,
 	enum stage_input input, uint64_t bytes, uint64_t *ret_id, uint64_t *ret_offset);
-/* Out of the table: from here on the caller owes stage_fini(). False: no such stage. */
-bool stages_take(struct stages *s, uint64_t id, struct stage *ret);
+/*
+ * Out of the table: from here on the caller has the stage and its part of the charge, and owes both to stage_fini(). False:
+ * no such stage.
+ */
+bool stages_take(struct stages *s, uint64_t id, struct stage *ret, struct charge *ret_charge);
 /* Gives memory and charge back. `from` as it was when the stage was reserved. */
-void stage_fini(struct stage *st, struct staging *from);
+void stage_fini(struct stage *st, struct charge *c, struct staging *from, struct sweeper *sweeper);
 
 #endif
