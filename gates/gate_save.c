@@ -233,8 +233,13 @@ static int read_list(const char *text, uint32_t *ret_n, float ret[KVG_PLANES_MAX
 	if (ok)
 		n = json_object_array_length(list);
 	ok = ok && n <= KVG_PLANES_MAX - 1;
-	for (size_t i = 0; ok && i < n; i++)
-		ret[i] = (float)json_object_get_double(json_object_array_get_idx(list, i));
+	for (size_t i = 0; ok && i < n; i++) {
+		struct json_object *number = json_object_array_get_idx(list, i);
+
+		ok = json_object_is_type(number, json_type_double) ||
+			json_object_is_type(number, json_type_int);
+		ret[i] = (float)json_object_get_double(number);
+	}
 	if (list)
 		json_object_put(list);
 	if (!ok)

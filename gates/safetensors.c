@@ -91,20 +91,23 @@ static enum safetensors_dtype dtype_of(const char *name)
 
 /* ---- header ---- */
 
-static uint64_t colons_outside_strings(const char *text, size_t n)
+/* Also refuses what json-c takes beyond JSON: other quotes, and comments. */
+static bool count_colons(const char *text, size_t n, uint64_t *ret)
 {
-	uint64_t colons = 0;
 	bool in_string = false;
 
+	*ret = 0;
 	for (size_t i = 0; i < n; i++) {
 		if (in_string && text[i] == '\\')
 			i++;
 		else if (text[i] == '"')
 			in_string = !in_string;
-		else if (text[i] == ':' && !in_string)
-			colons++;
+		else if (!in_string && (text[i] == '\'' || text[i] == '/'))
+			return false;
+		else if (!in_string && text[i] == ':')
+			++*ret;
 	}
-	return colons;
+	return true;
 }
 
 /* Members of the header and of the objects in it; deeper ones are refused when a tensor is read. */
@@ -126,11 +129,14 @@ static int parse_header(struct reading *rd, const char *text, size_t n)
 {
 	struct json_tokener *tokener;
 	enum json_tokener_error error;
+	uint64_t colons;
 
 	while (n > 0 && text[n - 1] == ' ') /* padding */
 		n--;
 	if (n == 0 || text[0] != '{')
 		return bad(rd, "not a safetensors file: no JSON header after the first 8 bytes");
+	if (!count_colons(text, n, &colons))
+		return bad(rd, "the JSON header is damaged: not JSON");
 	tokener = json_tokener_new_ex(DEPTH_MAX);
 	if (!tokener)
 		return -ENOMEM;
@@ -142,7 +148,7 @@ static int parse_header(struct reading *rd, const char *text, size_t n)
 		return bad(rd, "the JSON header is damaged: %s", json_tokener_error_desc(error));
 	if (!json_object_is_type(rd->st->header, json_type_object))
 		return bad(rd, "the JSON header is not an object");
-	if (colons_outside_strings(text, n) != count_members(rd->st->header))
+	if (colons != count_members(rd->st->header))
 		return bad(rd, "the header has a name twice, or an object where none belongs");
 	return 0;
 }
