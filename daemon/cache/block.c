@@ -189,7 +189,7 @@ static struct block *block_make(struct cache_tenant *t, struct cache_layout *l,
 	}
 	assert(b->planes & 1); /* plane 0 carries what is protected, and the token ids */
 	b->held = b->planes;
-	b->node.droppable_from = block_droppable_from(b, tenant_floor(t, l->identity.model));
+	b->node.droppable_from = block_droppable_from(b, l->floor);
 	return b;
 }
 
@@ -232,7 +232,11 @@ int block_publish(struct cache_tenant *t, struct cache_layout *l, const struct p
 	}
 	describe(b, &shown);
 	r = index_insert(t->index, &shown, &b->handle);
-	assert(r == 0); /* a slot was set aside */
+	if (r < 0) { /* a slot was set aside, so it is the key */
+		policy_remove(t->policy, &b->node, false);
+		free(b);
+		return r;
+	}
 	t->by_slot[b->handle.slot] = b;
 	link_in(parent ? &parent->children : &t->roots, b);
 	t->n_blocks++;

@@ -56,7 +56,7 @@ static inline struct block *block_of(struct policy_node *n)
 
 /*
  * Publishes what was packed; takes the extents over on success. parent NULL: a root. A slot of the index was set aside
- * before. -ENOMEM.
+ * before. -ENOMEM, -ENOSPC: too many keys begin like this one.
  */
 int block_publish(struct cache_tenant *t, struct cache_layout *l, const struct pack_job *packed,
 	struct block *parent, struct block **ret);

@@ -198,10 +198,10 @@ struct cache_block_info {
 bool cache_list_next(
 	struct cache_tenant *t, uint32_t layout, uint64_t *cursor, struct cache_block_info *ret);
 /* layout 0: of any. Verifying reads all bytes; what is damaged goes. KVG_CODE_OK, NOT_FOUND. */
-int cache_inspect_in(struct cache_tenant *t, uint32_t layout, const struct kvg_key *key, bool verify,
+int cache_inspect_in(struct cache_tenant *t, uint32_t layout, const struct kvg_key *key,
+	bool verify, struct cache_block_info *ret);
+int cache_inspect(struct cache_tenant *t, const struct kvg_key *key, bool verify,
 	struct cache_block_info *ret);
-int cache_inspect(
-	struct cache_tenant *t, const struct kvg_key *key, bool verify, struct cache_block_info *ret);
 
 struct cache_purge_result {
 	uint64_t blocks, planes, bytes, pinned;

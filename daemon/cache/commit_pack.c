@@ -68,12 +68,14 @@ static void publish(struct cache_job *j)
 	struct cache *c = j->tenant->cache;
 	struct block *b;
 	uint64_t payload;
+	int r = block_publish(j->tenant, j->layout, &j->pack, j->parent, &b);
 
-	if (block_publish(j->tenant, j->layout, &j->pack, j->parent, &b) < 0) {
+	if (r < 0) {
 		for (uint32_t p = 0; p < j->pack.n_planes; p++)
 			if (j->pack.plane[p].extent.pages)
 				pool_release(j->tenant->pool, &j->pack.plane[p].extent);
-		job_refuse(j, KVG_CODE_NO_MEMORY, "the daemon has no memory left");
+		job_refuse(j, r == -ENOSPC ? KVG_CODE_NO_SPACE : KVG_CODE_NO_MEMORY,
+			r == -ENOSPC ? "too many keys begin alike: use hashes" : "the daemon has no memory left");
 		return;
 	}
 	payload = block_payload(b, b->held);

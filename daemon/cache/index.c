@@ -14,7 +14,7 @@
  * reason: readers look at them at any time.
  *
  * Probing goes to the next bucket only past buckets that count an overflow, so a miss costs one cache line. There
- * are 7/4 to 7/2 ways per slot: a free slot always finds a way.
+ * are 7/4 to 7/2 ways per slot, so that a key which is a hash always finds one nearby.
  *
  * A slot whose generation is used up (2^32 - 1 inserts) is never used again.
  */
@@ -193,13 +193,18 @@ static void count_overflow(struct kvg_shm_bucket *b, int by)
 	atomic_store_explicit(&b->overflow, n + (uint64_t)(int64_t)by, memory_order_release);
 }
 
+static uint64_t probes_max(const struct index *x)
+{
+	return x->n_buckets < INDEX_PROBES_MAX ? x->n_buckets : INDEX_PROBES_MAX;
+}
+
 /* Where `way` stands on the path of key, and the number of buckets passed before. */
 static _Atomic uint64_t *find_way(
 	const struct index *x, const struct kvg_key *key, uint64_t way, uint64_t *ret_passed)
 {
 	uint64_t at = kvg_key_bucket(key, x->n_buckets);
 
-	for (uint64_t passed = 0; passed < x->n_buckets; passed++) {
+	for (uint64_t passed = 0; passed < probes_max(x); passed++) {
 		struct kvg_shm_bucket *b = &x->buckets[at];
 
 		for (unsigned w = 0; w < KVG_BUCKET_WAYS; w++)
@@ -224,7 +229,7 @@ uint32_t index_find(const struct index *x, uint32_t layout, const struct kvg_key
 {
 	uint64_t at = kvg_key_bucket(key, x->n_buckets);
 
-	for (uint64_t probes = 0; probes < x->n_buckets; probes++) {
+	for (uint64_t probes = 0; probes < probes_max(x); probes++) {
 		const struct kvg_shm_bucket *b = &x->buckets[at];
 
 		for (unsigned w = 0; w < KVG_BUCKET_WAYS; w++) {
@@ -286,12 +291,10 @@ int index_insert(struct index *x, const struct index_block *b, struct kvg_handle
 
 	assert(b->n_planes && b->n_planes <= KVG_PLANES_MAX && b->held && !(b->mapped & ~b->held) &&
 		!(b->held >> b->n_planes));
-	if (x->n_free)
-		slot = x->free[--x->n_free];
-	else if (x->end < x->n_slots)
-		slot = (uint32_t)x->end++;
-	else
+	way = find_way(x, &b->key, 0, &passed);
+	if (!way || !index_slots_free(x))
 		return -ENOSPC;
+	slot = x->n_free ? x->free[--x->n_free] : (uint32_t)x->end++;
 	e = &x->entries[slot];
 	gen = kvg_word_gen(word_of(e)) + 1;
 	entry_fill(b, gen, &fresh);
@@ -300,8 +303,6 @@ int index_insert(struct index *x, const struct index_block *b, struct kvg_handle
 	store_words((uint8_t *)e + from, (const uint8_t *)&fresh + from, sizeof(fresh) - from);
 	atomic_store_explicit(&e->word, kvg_word(gen, 1, b->held, b->mapped), memory_order_release);
 
-	way = find_way(x, &b->key, 0, &passed);
-	assert(way); /* there are more ways than slots */
 	count_path(x, &b->key, passed, 1);
 	atomic_store_explicit(way, way_make(&b->key, slot), memory_order_release);
 	*ret = (struct kvg_handle){.slot = slot, .gen = gen};

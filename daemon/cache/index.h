@@ -14,6 +14,11 @@
 
 #define INDEX_SLOTS_MAX                                                                            \
 	(1u << 26) /* 64 Mi blocks: 17 GiB of sparse memory, far below KVG_SLOT_NONE */
+/*
+ * Buckets that a key may probe. Hashes never get near it; an engine that brings its own keys could make them all
+ * begin alike, and is refused here before the daemon spends its time on walking past them.
+ */
+#define INDEX_PROBES_MAX 256u
 
 struct index;
 
@@ -38,7 +43,7 @@ struct index_block {
 	struct kvg_shm_plane_ref plane[KVG_PLANES_MAX];
 };
 
-/* Publishes the block under the next generation of a free slot. -ENOSPC. */
+/* Publishes the block under the next generation of a free slot. -ENOSPC: no slot, or too many keys that begin alike. */
 int index_insert(struct index *x, const struct index_block *b, struct kvg_handle *ret);
 
 /* Slot of the live block, KVG_SLOT_NONE. layout 0: of any layout. */

@@ -288,6 +288,7 @@ static struct cache_layout *layout_new(struct cache_tenant *t, const struct cach
 	if (gate)
 		gate->layouts++;
 	l->hidden_dtype = s->hidden_dtype;
+	l->floor = tenant_floor(t, copy[0]);
 	l->page_shift = pack_page_shift(&id->shape, layout_planes(l));
 	l->floor_pairs = (id->shape.tokens + TOKENS_PER_FLOOR_PAIR - 1) / TOKENS_PER_FLOOR_PAIR;
 	return l;
@@ -376,7 +377,7 @@ void cache_layout_describe(const struct cache_layout *l, struct cache_layout_inf
 		.hidden_dtype = l->hidden_dtype,
 		.gated_layers = l->gated_layers,
 		.page_bytes = 1u << l->page_shift,
-		.floor = tenant_floor(l->tenant, l->identity.model),
+		.floor = l->floor,
 		.foreign_keys = layout_foreign(l),
 	};
 	memcpy(ret->fingerprint, l->fingerprint, sizeof(ret->fingerprint));

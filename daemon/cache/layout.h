@@ -37,6 +37,7 @@ struct cache_layout {
 		layer_gate; /* [layers] which gated layer each is, UINT32_MAX = not gated; NULL when opaque */
 	unsigned page_shift;
 	uint32_t floor_pairs;
+	float floor; /* retention floor in force: its model's, or the tenant's */
 };
 struct cache_layout *layout_free(struct cache_layout *l);
 

@@ -37,10 +37,6 @@ static void describe_planes(const struct block *b, struct cache_block_info *ret)
 
 static void describe(const struct block *b, struct cache_block_info *ret)
 {
-	uint32_t children = 0;
-
-	for (const struct block *child = b->children.first; child; child = child->next)
-		children++;
 	*ret = (struct cache_block_info){
 		.key = b->key,
 		.has_parent = b->parent,
@@ -48,7 +44,7 @@ static void describe(const struct block *b, struct cache_block_info *ret)
 		.tokens = b->tokens,
 		.depth = b->depth,
 		.pins = b->pins + (b->seen_stamp == b->tenant->survey ? b->seen_pins : 0),
-		.children = children,
+		.children = b->node.children,
 		.n_planes = b->n_planes,
 		.handle = b->handle,
 		.retention = block_retention(b),
@@ -154,14 +150,14 @@ static void drop_damaged(struct block *b, uint8_t good)
 	purge(&e, first_bad ? b : block_deepest(b), b, 0, first_bad);
 }
 
-int cache_inspect(
-	struct cache_tenant *t, const struct kvg_key *key, bool check, struct cache_block_info *ret)
+int cache_inspect_in(struct cache_tenant *t, uint32_t layout, const struct kvg_key *key, bool check,
+	struct cache_block_info *ret)
 {
 	struct block *b;
 	uint8_t good;
 
 	loop_assert_owner(t->cache->loop);
-	b = block_find(t, 0, key);
+	b = block_find(t, layout, key);
 	if (!b)
 		return KVG_CODE_NOT_FOUND;
 	tenant_drain(t);
@@ -175,4 +171,10 @@ int cache_inspect(
 	if (good != b->held)
 		drop_damaged(b, good);
 	return KVG_CODE_OK;
+}
+
+int cache_inspect(
+	struct cache_tenant *t, const struct kvg_key *key, bool check, struct cache_block_info *ret)
+{
+	return cache_inspect_in(t, 0, key, check, ret);
 }

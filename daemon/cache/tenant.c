@@ -103,6 +103,13 @@ error:
 	return r;
 }
 
+static void floors_changed(struct cache_tenant *t)
+{
+	for (uint32_t i = 0; i < t->n_layouts; i++)
+		t->layouts[i]->floor = tenant_floor(t, t->layouts[i]->identity.model);
+	t->refloor = index_slots_used_end(t->index);
+}
+
 int cache_tenant_open(
 	struct cache *c, const char *name, const struct cache_limits *l, struct cache_tenant **ret)
 {
@@ -126,7 +133,7 @@ int cache_tenant_open(
 	}
 	if (l->floor != t->configured.floor) {
 		t->floor = l->floor;
-		t->refloor = index_slots_used_end(t->index);
+		floors_changed(t);
 	}
 	t->configured = *l;
 	*ret = t;
@@ -232,7 +239,7 @@ int cache_policy_set(struct cache_tenant *t, const char *model, const struct cac
 			m->floor = p->floor;
 		else
 			t->floor = p->floor;
-		t->refloor = index_slots_used_end(t->index);
+		floors_changed(t);
 	}
 	if (p->host_bytes)
 		t->quota = p->host_bytes;
@@ -355,9 +362,8 @@ static void walk_floors(struct cache_tenant *t)
 		struct block *b = t->by_slot[--t->refloor];
 
 		if (b)
-			policy_set_droppable(t->policy, &b->node,
-				block_droppable_from(
-					b, tenant_floor(t, b->layout->identity.model)));
+			policy_set_droppable(
+				t->policy, &b->node, block_droppable_from(b, b->layout->floor));
 	}
 }
 

@@ -113,6 +113,9 @@ static void test_foreign_keys(void **state)
 	assert_int_equal(cache_acquire(f.tenant, a, &p.q.key, 0, &ra), KVG_CODE_OK);
 	assert_int_equal(cache_acquire(f.tenant, b, &p.q.key, 0, &rb), KVG_CODE_OK);
 	assert_int_not_equal(ra.handle.slot, rb.handle.slot);
+	struct cache_block_info info;
+	assert_int_equal(cache_inspect_in(f.tenant, 3, &p.q.key, false, &info), KVG_CODE_OK);
+	assert_int_equal(info.layout, 3);
 	assert_int_equal(cache_acquire(f.tenant, f.layout, &p.q.key, 0, &rb), KVG_CODE_NOT_FOUND);
 	assert_false(cache_present_in(f.tenant, f.layout, &p.q.key));
 	assert_true(cache_present_in(f.tenant, a, &p.q.key));

@@ -228,7 +228,7 @@ static void test_readers_and_pressure(void **state)
 	fixture_options(&f);
 	f.o.host_bytes = 3 << 20;
 	fixture_start(&f);
-	f.tenant->floor = .3f;
+	f.tenant->floor = f.layout->floor = .3f;
 	for (unsigned i = 0; i < BLOCKS; i++)
 		content_key(&f, f.layout, i, i % CHAIN ? &key[i - 1] : NULL, &key[i]);
 	for (unsigned i = 0; i <= READERS; i++) {

@@ -41,7 +41,7 @@ static void start(float floor, uint64_t slots)
 	if (slots)
 		f.o.index_slots = slots;
 	fixture_start(&f);
-	f.tenant->floor = floor;
+	f.tenant->floor = f.layout->floor = floor;
 	heard = (struct heard){0};
 	cache_on_event(f.cache, hear, &heard);
 }

@@ -180,6 +180,30 @@ static void test_overflow(void **state)
 	index_free(x);
 }
 
+/* Keys made to begin alike are refused before anybody walks for long; others are not touched by it. */
+static void test_flood(void **state)
+{
+	struct index *x;
+	struct kvg_key k = key_of(5), other = key_of(6);
+	struct index_block b = block_of_key(&k);
+	struct kvg_handle h;
+	uint32_t n = 0;
+
+	(void)state;
+	assert_int_equal(index_new(1 << 16, &x), 0);
+	do {
+		memcpy(b.key.b + 20, &n, 4);
+		n++;
+	} while (index_insert(x, &b, &h) == 0);
+	assert_int_equal(n - 1, INDEX_PROBES_MAX * KVG_BUCKET_WAYS);
+	insert(x, &other);
+	assert_int_not_equal(index_find(x, 1, &other), KVG_SLOT_NONE);
+	assert_int_equal(index_find(x, 1, &b.key), KVG_SLOT_NONE);
+	assert_int_equal(index_check(x), 0);
+	assert_int_equal(index_slots_free(x), (1 << 16) - n);
+	index_free(x);
+}
+
 static void test_same_key_in_two_layouts(void **state)
 {
 	struct index *x;
@@ -362,6 +386,7 @@ int main(void)
 		cmocka_unit_test(test_find),
 		cmocka_unit_test(test_no_slot),
 		cmocka_unit_test(test_overflow),
+		cmocka_unit_test(test_flood),
 		cmocka_unit_test(test_same_key_in_two_layouts),
 		cmocka_unit_test(test_planes),
 		cmocka_unit_test(test_protected),
