@@ -5,6 +5,9 @@ if(TARGET kvgate_static)
 		target_include_directories(${name} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
 	endforeach()
 endif()
+if(TARGET kvgated)
+	kvg_test(test_client_e2e SOURCES test_client_e2e.c LIBS kvharness kvgate LABELS scenario)
+endif()
 
 # The public header in every language it promises.
 find_program(KVG_CXX NAMES c++ g++ clang++ clang++-14 clang-14)
