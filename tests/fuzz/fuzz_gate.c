@@ -70,16 +70,13 @@ static void read_built(const uint8_t *data, size_t n)
 	size_t members = 40 + n + STORAGES * (40 + STORAGE), at = 0;
 	size_t total = members + (1 + STORAGES) * 56 + 22;
 	uint8_t *archive = calloc(1, total), *central = archive + members;
-	char name[11] = "xy/data/0";
+	char name[] = "x/data/000";
 
 	if (!archive)
 		return;
 	add(archive, &at, &central, "x/data.pkl", data, n);
 	for (unsigned i = 0; i < STORAGES; i++) {
-		memcpy(name, "x/data/0", 9);
 		name[7] = (char)('0' + i);
-		name[8] = '0';
-		name[9] = '0';
 		add(archive, &at, &central, name, zeros, STORAGE);
 	}
 	put(central, 0x06054b50, 4);

@@ -61,13 +61,14 @@ void fixture_init(struct fixture *f, uint64_t seed)
 				fixture_set(t, e, scale * fixture_uniform(seed, f->n, e) + offset);
 		}
 	}
+	f->made = f->n;
 }
 
 void fixture_fini(struct fixture *f)
 {
-	for (uint32_t i = 0; i < f->n; i++)
+	for (uint32_t i = 0; i < f->made; i++)
 		free((void *)f->tensors[i].data);
-	f->n = 0;
+	f->n = f->made = 0;
 }
 
 struct safetensors_tensor *fixture_tensor(struct fixture *f, uint32_t layer, const char *suffix)

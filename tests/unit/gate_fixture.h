@@ -14,7 +14,8 @@ struct fixture {
 	struct gate_info info; /* kind and sizes are the caller's */
 	struct safetensors_tensor tensors[FIXTURE_LAYERS * GATE_PARTS_MAX]; /* in canonical order */
 	char names[FIXTURE_LAYERS * GATE_PARTS_MAX][48];
-	uint32_t n;
+	uint32_t n;    /* how many of them are given to the reader */
+	uint32_t made; /* how many own memory */
 };
 
 float fixture_uniform(uint64_t seed, uint64_t tensor, uint64_t element);
