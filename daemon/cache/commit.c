@@ -107,7 +107,8 @@ static void admit(struct cache_job *j)
 	evict_ask_again(c);
 }
 
-void commits_retry(struct cache *c)
+/* Everything that can move moves. */
+static void proceed(struct cache *c)
 {
 	struct cache_job *j;
 
@@ -118,10 +119,21 @@ void commits_retry(struct cache *c)
 	} while (c->commits.admit.first);
 }
 
+/* Callbacks run only from the loop, where the caller expects them. */
+void commits_retry(struct cache *c)
+{
+	proceed(c);
+	if (c->commits.finished.first)
+		jobs_wake(c);
+}
+
 static void on_timer(void *cache)
 {
-	commits_retry(cache);
-	jobs_deliver(cache);
+	struct cache *c = cache;
+
+	c->commits.awake = false;
+	proceed(c);
+	jobs_deliver(c);
 }
 
 static void on_results(void *cache)
@@ -131,7 +143,8 @@ static void on_results(void *cache)
 	for (struct cache_tenant *t = c->tenants; t; t = t->next)
 		if (t->gauges_stale)
 			tenant_gauges(t);
-	on_timer(c);
+	proceed(c);
+	jobs_deliver(c);
 }
 
 /* ---- the public side ---- */
@@ -225,6 +238,7 @@ int cache_commit(struct cache_tenant *t, const struct cache_commit *q, cache_com
 	if (why) {
 		job_refuse(j, KVG_CODE_BAD_ARGUMENT, why);
 		job_finish(j);
+		jobs_wake(c);
 		return 0;
 	}
 	j->staging = staging_ref(q->staging);
@@ -271,7 +285,7 @@ void commits_fini(struct cache *c)
 	if (c->commits.workers)
 		c->commits.workers = workers_free(c->commits.workers);
 	if (c->commits.timer) {
-		commits_retry(c);
+		proceed(c);
 		jobs_deliver(c);
 	}
 	assert(!c->commits.n);

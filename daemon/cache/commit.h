@@ -34,6 +34,7 @@ struct commits {
 	uint64_t n;               /* jobs that exist */
 	uint64_t next_seq;
 	uint64_t reserved; /* bytes, all tenants */
+	bool awake;        /* the timer is armed */
 	bool stopping;     /* nothing new is begun */
 };
 

@@ -191,8 +191,8 @@ static struct block *choose(struct cache_tenant *t, bool slots, unsigned *looks,
 		--*looks;
 		b = block_of(n);
 		from = block_droppable_from(b, b->layout->floor);
-		if (from !=
-			n->droppable_from) { /* the floor changed, and the walk has not come by yet */
+		if (from != n->droppable_from) {
+			/* the floor changed, and the walk has not come by yet */
 			policy_set_droppable(t->policy, n, from);
 			continue;
 		}

@@ -121,7 +121,9 @@ static void table_remove(struct cache *c, struct cache_job *j)
 
 void jobs_wake(struct cache *c)
 {
-	loop_arm(c->commits.timer, 0, 0);
+	if (!c->commits.awake)
+		loop_arm(c->commits.timer, 0, 0);
+	c->commits.awake = true;
 }
 
 /* ---- the end of a job ---- */
@@ -155,7 +157,6 @@ void job_finish(struct cache_job *j)
 		counter_add(s, COUNTER_COLLISIONS, 0, 1);
 	append(&c->commits.admit, &j->waiters);
 	job_push(&c->commits.finished, j);
-	jobs_wake(c);
 }
 
 void job_give_up(struct cache_job *j)

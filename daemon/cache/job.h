@@ -45,12 +45,12 @@ void job_table_add(struct cache *c, struct cache_job *j);
 
 /* The result, not yet the end. */
 void job_refuse(struct cache_job *j, int code, const char *why);
-/* The result stands: whoever waited is looked at again; the callback comes later. */
+/* The result stands: whoever waited is to be looked at again, the callback to be called: commits_retry() sees to both. */
 void job_finish(struct cache_job *j);
 void job_give_up(struct cache_job *j); /* refused and finished: cancelled */
 /* Calls back for what has finished. From the loop only. */
 void jobs_deliver(struct cache *c);
-/* The commits' timer comes at once. */
+/* The commits' timer comes with the next turn of the loop. */
 void jobs_wake(struct cache *c);
 
 /* commit_room.c: jobs that wait for room, and for the workers. */
