@@ -73,6 +73,7 @@ const char *ctl_event(int kind);
 /* Takes the object, prints it (pretty, or on one line), frees it. */
 void ctl_json(struct json_object *o);
 void ctl_json_line(struct json_object *o);
+struct json_object *ctl_json_real(double n);
 struct json_object *ctl_json_key(const struct kvg_key *k);
 struct json_object *ctl_json_layout(const struct kvg_layout_entry *l);
 struct json_object *ctl_json_block(const struct kvg_block_entry *b);

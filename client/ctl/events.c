@@ -26,8 +26,8 @@ static void print_event(void *userdata, const struct kvg_event *e)
 	if (ctl_options.json) {
 		struct json_object *o = json_object_new_object();
 
-		json_object_object_add(o, "time",
-			json_object_new_double((double)now.tv_sec + (double)now.tv_nsec / 1e9));
+		json_object_object_add(
+			o, "time", ctl_json_real((double)now.tv_sec + (double)now.tv_nsec / 1e9));
 		json_object_object_add(o, "event", json_object_new_string(ctl_event(e->kind)));
 		json_object_object_add(o, "tenant", json_object_new_string(e->tenant));
 		json_object_object_add(o, "key", json_object_new_string(hex));

@@ -109,6 +109,17 @@ void ctl_json_line(struct json_object *o)
 	json_object_put(o);
 }
 
+/* As short as seven digits allow: most of these were floats, and 0.95 should not become 0.94999998807907104. */
+struct json_object *ctl_json_real(double n)
+{
+	char text[40];
+
+	if (!isfinite(n))
+		return NULL;
+	snprintf(text, sizeof(text), fabs(n) < 1e15 && n == floor(n) ? "%.0f" : "%.7g", n);
+	return json_object_new_double_s(n, text);
+}
+
 struct json_object *ctl_json_key(const struct kvg_key *k)
 {
 	char hex[65];
@@ -130,7 +141,7 @@ struct json_object *ctl_json_layout(const struct kvg_layout_entry *l)
 
 	memcpy(fingerprint.b, l->fingerprint, sizeof(fingerprint.b));
 	for (uint32_t i = 0; i < l->n_edges; i++)
-		json_object_array_add(edges, json_object_new_double(l->edges[i]));
+		json_object_array_add(edges, ctl_json_real(l->edges[i]));
 	json_object_object_add(o, "layout", number(l->id));
 	json_object_object_add(o, "model", json_object_new_string(l->model));
 	json_object_object_add(o, "gate", json_object_new_string(l->gate));
@@ -143,7 +154,7 @@ struct json_object *ctl_json_layout(const struct kvg_layout_entry *l)
 	json_object_object_add(o, "opaque_bytes", number(l->opaque_bytes));
 	json_object_object_add(o, "page_bytes", number(l->page_bytes));
 	json_object_object_add(o, "edges", edges);
-	json_object_object_add(o, "floor", json_object_new_double(l->floor));
+	json_object_object_add(o, "floor", ctl_json_real(l->floor));
 	json_object_object_add(o, "fingerprint", ctl_json_key(&fingerprint));
 	return o;
 }
@@ -158,7 +169,7 @@ static struct json_object *json_plane(const struct kvg_plane_entry *p)
 	json_object_object_add(o, "bytes", number(p->bytes));
 	json_object_object_add(o, "segment", number(p->segment));
 	json_object_object_add(o, "page", number(p->page));
-	json_object_object_add(o, "value", json_object_new_double(p->value));
+	json_object_object_add(o, "value", ctl_json_real(p->value));
 	json_object_object_add(o, "verified", json_object_new_boolean(p->verified));
 	return o;
 }
@@ -174,9 +185,9 @@ struct json_object *ctl_json_block(const struct kvg_block_entry *b)
 	json_object_object_add(o, "generation", number(b->handle.gen));
 	json_object_object_add(o, "depth", number(b->depth));
 	json_object_object_add(o, "tokens", number(b->tokens));
-	json_object_object_add(o, "retention", json_object_new_double(b->retention));
+	json_object_object_add(o, "retention", ctl_json_real(b->retention));
 	json_object_object_add(o, "bytes", number(b->bytes));
-	json_object_object_add(o, "value", json_object_new_double(b->value));
+	json_object_object_add(o, "value", ctl_json_real(b->value));
 	json_object_object_add(o, "pins", number(b->pins));
 	json_object_object_add(o, "children", number(b->children));
 	if (b->n_planes) {

@@ -40,7 +40,7 @@ static int take(const char *word, struct kvg_policy *p)
 
 static void add_floor(void *userdata, const char *model, float floor)
 {
-	json_object_object_add(userdata, model, json_object_new_double(floor));
+	json_object_object_add(userdata, model, ctl_json_real(floor));
 }
 
 static void print_policy(const struct kvg_policy *p, struct json_object *floors)
@@ -48,15 +48,13 @@ static void print_policy(const struct kvg_policy *p, struct json_object *floors)
 	if (ctl_options.json) {
 		struct json_object *o = json_object_new_object();
 
-		json_object_object_add(o, "floor", json_object_new_double(p->floor));
+		json_object_object_add(o, "floor", ctl_json_real(p->floor));
 		json_object_object_add(
 			o, "host_bytes", json_object_new_int64((int64_t)p->host_bytes));
 		json_object_object_add(
 			o, "host_used", json_object_new_int64((int64_t)p->host_used));
-		json_object_object_add(
-			o, "high_watermark", json_object_new_double(p->high_watermark));
-		json_object_object_add(
-			o, "low_watermark", json_object_new_double(p->low_watermark));
+		json_object_object_add(o, "high_watermark", ctl_json_real(p->high_watermark));
+		json_object_object_add(o, "low_watermark", ctl_json_real(p->low_watermark));
 		json_object_object_add(o, "model_floors", json_object_get(floors));
 		ctl_json(o);
 		return;

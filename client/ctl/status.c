@@ -50,7 +50,7 @@ static void take_floor(void *userdata, const char *model, float floor)
 	struct status *s = userdata;
 
 	if (s->floors)
-		json_object_object_add(s->floors, model, json_object_new_double(floor));
+		json_object_object_add(s->floors, model, ctl_json_real(floor));
 	else
 		printf("         %.2f for %s\n", floor, model);
 }
@@ -68,7 +68,7 @@ static struct json_object *json_counters(const struct ctl_counters *s)
 		json_object_object_add(o, "model", json_object_new_string(c->model));
 		json_object_object_add(o, "tier", json_object_new_string(c->tier));
 		json_object_object_add(o, "plane", json_object_new_int(c->plane));
-		json_object_object_add(o, "value", json_object_new_double(c->value));
+		json_object_object_add(o, "value", ctl_json_real(c->value));
 		json_object_array_add(list, o);
 	}
 	return list;
@@ -84,10 +84,9 @@ static void print_json(const struct status *s)
 	json_object_object_add(
 		p, "host_bytes", json_object_new_int64((int64_t)s->policy.host_bytes));
 	json_object_object_add(p, "host_used", json_object_new_int64((int64_t)s->policy.host_used));
-	json_object_object_add(
-		p, "high_watermark", json_object_new_double(s->policy.high_watermark));
-	json_object_object_add(p, "low_watermark", json_object_new_double(s->policy.low_watermark));
-	json_object_object_add(p, "floor", json_object_new_double(s->policy.floor));
+	json_object_object_add(p, "high_watermark", ctl_json_real(s->policy.high_watermark));
+	json_object_object_add(p, "low_watermark", ctl_json_real(s->policy.low_watermark));
+	json_object_object_add(p, "floor", ctl_json_real(s->policy.floor));
 	json_object_object_add(p, "model_floors", s->floors);
 	json_object_object_add(o, "policy", p);
 	json_object_object_add(o, "layouts", s->layouts);

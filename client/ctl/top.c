@@ -141,18 +141,16 @@ static struct json_object *to_json(const struct snapshot *a, const struct snapsh
 	json_object_object_add(o, "host_used", json_object_new_int64((int64_t)b->policy.host_used));
 	json_object_object_add(
 		o, "host_bytes", json_object_new_int64((int64_t)b->policy.host_bytes));
-	json_object_object_add(o, "blocks", json_object_new_double(level(b, "kvgate_blocks", -1)));
-	json_object_object_add(
-		o, "sessions", json_object_new_double(level(b, "kvgate_sessions", -1)));
+	json_object_object_add(o, "blocks", ctl_json_real(level(b, "kvgate_blocks", -1)));
+	json_object_object_add(o, "sessions", ctl_json_real(level(b, "kvgate_sessions", -1)));
 	for (int p = 0; p < KVG_PLANES_MAX; p++)
-		json_object_array_add(
-			planes, json_object_new_double(level(b, "kvgate_plane_bytes", p)));
+		json_object_array_add(planes, ctl_json_real(level(b, "kvgate_plane_bytes", p)));
 	json_object_object_add(o, "plane_bytes", planes);
 	for (size_t i = 0; i < sizeof(rates) / sizeof(rates[0]); i++) {
 		char name[80];
 
 		snprintf(name, sizeof(name), "%s_per_second", rates[i]);
-		json_object_object_add(o, name, json_object_new_double(rate(a, b, rates[i], -1)));
+		json_object_object_add(o, name, ctl_json_real(rate(a, b, rates[i], -1)));
 	}
 	return o;
 }
