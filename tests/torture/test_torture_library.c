@@ -85,7 +85,7 @@ static void test_library(void **state)
 	daemon_start(&d, "");
 	watcher = client_open(&d);
 	for (size_t k = 0; k < sizeof(kinds) / sizeof(kinds[0]); k++) {
-		int clean = 0;
+		int clean = 0, refused = 0;
 
 		for (long n = 1; n < 2000 && clean < 3; n++) {
 			char inject[64];
@@ -103,7 +103,10 @@ static void test_library(void **state)
 			if (r != 0 && r != 1 && r != 127)
 				fail_msg("%s: exit status %d", inject, r);
 			clean = r == 0 ? clean + 1 : 0;
+			refused += r != 0;
 		}
+		if (strcmp(kinds[k], "open")) /* the injection works: without it nothing would ever fail */
+			assert_true(refused > 0);
 	}
 	client_wait_counter(watcher, "kvgate_sessions", 1);
 	client_wait_counter(watcher, "kvgate_staging_bytes", 0);
