@@ -26,6 +26,7 @@ typedef int32_t NAME(vi) __attribute__((vector_size(LANES * 4)));
 #define EACH_LANE(f, s) f(0, s), f(1, s), f(2, s), f(3, s), f(4, s), f(5, s), f(6, s), f(7, s)
 #endif
 #define LANE_INDEX(l, s) (l)
+#define LANE_SWAP(l, s)  ((l) ^ (s))
 #define LANE_LOW(l, s)   ((l) & (s) ? LANES + (l) - (s) : (l))
 #define LANE_HIGH(l, s)  ((l) & (s) ? LANES + (l) : (l) + (s))
 
@@ -52,14 +53,15 @@ INLINE VF NAME(choose)(VI mask, VF a, VF b)
 	return (VF)(((VI)a & mask) | ((VI)b & ~mask));
 }
 
-/* exp(x) for x <= 0, to 2e-7 of it; 0 below -87. Cody and Waite's reduction, then a polynomial of degree 6. */
+/* exp(x) for x <= 0, to 1e-7 of it; 0 below -87. Cody and Waite's reduction, then the polynomial of cephes' expf. */
 INLINE VF NAME(exp)(VF x)
 {
 	const VF magic = NAME(all)(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
 	const VF n = (x * 1.44269504f + magic) - magic;
 	const VF r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-	VF p = r * 1.3981999507e-3f + 8.3334519073e-3f;
+	VF p = r * 1.9875691500e-4f + 1.3981999507e-3f;
 
+	p = p * r + 8.3334519073e-3f;
 	p = p * r + 4.1665795894e-2f;
 	p = p * r + 1.6666665459e-1f;
 	p = p * r + 5.0000001201e-1f;
@@ -68,24 +70,34 @@ INLINE VF NAME(exp)(VF x)
 	return NAME(choose)(x > -87.0f, p, (VF){0});
 }
 
+/* Each lane and the one `s` lanes off: what one step of a reduction across lanes adds or compares. */
+#define SWAP(v, s) __builtin_shufflevector(v, v, EACH_LANE(LANE_SWAP, s))
+
 INLINE float NAME(sum)(VF v)
 {
-	float sum = 0.0f;
+#if LANES == 16
+	v += SWAP(v, 8);
+#endif
+	v += SWAP(v, 4);
+	v += SWAP(v, 2);
+	v += SWAP(v, 1);
+	return v[0];
+}
 
-	for (int i = LANES / 2; i < LANES; i++)
-		v[i - LANES / 2] += v[i];
-	for (int i = 0; i < LANES / 2; i++)
-		sum += v[i];
-	return sum;
+INLINE VF NAME(larger)(VF a, VF b)
+{
+	return NAME(choose)(a > b, a, b);
 }
 
 INLINE float NAME(max)(VF v)
 {
-	float max = v[0];
-
-	for (int i = 1; i < LANES; i++)
-		max = v[i] > max ? v[i] : max;
-	return max;
+#if LANES == 16
+	v = NAME(larger)(v, SWAP(v, 8));
+#endif
+	v = NAME(larger)(v, SWAP(v, 4));
+	v = NAME(larger)(v, SWAP(v, 2));
+	v = NAME(larger)(v, SWAP(v, 1));
+	return v[0];
 }
 
 /* n dimensions of one row; beyond them dst keeps the zeros it was born with. */
@@ -154,8 +166,7 @@ INLINE void NAME(load_tile)(struct attention *a, const struct tile *t)
 	for (uint32_t j = 0; j < t->n; j += LANES)
 		for (uint32_t c = 0; c < a->k_pad; c += LANES)
 			NAME(turn)
-			(a->k_dims + (size_t)c * TILE + j, TILE,
-				a->k_rows + (size_t)j * a->k_pad + c, a->k_pad);
+	(a->k_dims + (size_t)c * TILE + j, TILE, a->k_rows + (size_t)j * a->k_pad + c, a->k_pad);
 }
 
 /* Scores of `queries` queries from `first` on with WIDE vectors of rows, from row j on. */
@@ -201,7 +212,7 @@ INLINE void NAME(soften)(struct attention *a, const struct tile *t, uint32_t que
 	for (int w = 0; w < VECTORS; w++) {
 		s[w] = NAME(choose)(lane + w * LANES < visible, NAME(load)(p + w * LANES),
 			NAME(all)(NOTHING_SEEN));
-		m = NAME(choose)(s[w] > m, s[w], m);
+		m = NAME(larger)(s[w], m);
 	}
 	max = NAME(max)(m);
 	scale = NAME(exp)(NAME(all)(a->max[query] - max))[0];
@@ -245,7 +256,7 @@ INLINE void NAME(values)(struct attention *a, uint32_t first, uint32_t queries, 
 #pragma GCC unroll 4
 		for (uint32_t w = 0; w < wide; w++)
 			NAME(store)
-			(a->acc + (size_t)(first + i) * a->v_pad + c + w * LANES, acc[i][w]);
+	(a->acc + (size_t)(first + i) * a->v_pad + c + w * LANES, acc[i][w]);
 }
 
 INLINE void NAME(queries)(
@@ -288,6 +299,8 @@ TARGET void NAME(attention_step)(struct attention *a, const struct tile *t)
 #undef WIDE
 #undef EACH_LANE
 #undef LANE_INDEX
+#undef LANE_SWAP
+#undef SWAP
 #undef LANE_LOW
 #undef LANE_HIGH
 #undef TURN

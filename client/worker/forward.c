@@ -99,13 +99,25 @@ static void product(float *y, const float *x, const float *w, uint32_t rows, uin
 			1.0f, x, (int)in, w, (int)in, beta, y, (int)out);
 }
 
+/* Eight sums side by side: faster than one, and closer to the true sum. */
+static float sum_of_squares(const float *x, uint32_t n)
+{
+	float part[8] = {0.0f};
+	uint32_t i = 0;
+
+	for (; i + 8 <= n; i += 8)
+		for (uint32_t j = 0; j < 8; j++)
+			part[j] += x[i + j] * x[i + j];
+	for (; i < n; i++)
+		part[0] += x[i] * x[i];
+	return ((part[0] + part[4]) + (part[1] + part[5])) +
+		((part[2] + part[6]) + (part[3] + part[7]));
+}
+
 static void rms(float *y, const float *x, const float *weight, uint32_t n, float eps)
 {
-	float sum = 0.0f, scale;
+	const float scale = 1.0f / sqrtf(sum_of_squares(x, n) / (float)n + eps);
 
-	for (uint32_t i = 0; i < n; i++)
-		sum += x[i] * x[i];
-	scale = 1.0f / sqrtf(sum / (float)n + eps);
 	for (uint32_t i = 0; i < n; i++)
 		y[i] = weight[i] * (x[i] * scale);
 }
