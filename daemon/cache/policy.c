@@ -1,8 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * What may go stands in a binary heap, least recently used first: a block with droppable planes stands
- * for its last plane, a leaf at its floor for itself. A block with children and nothing to drop is in the
- * policy but not in the heap; it comes back when its last child goes.
+ * The value of what may go is
+ *
+ *	worth(class, age)  x  attention mass it holds  /  its bytes
+ *
+ * where worth is the best rate of future uses per unit of time kept that blocks like this one, as long unused as this
+ * one, have been seen to reach (policy_learn.c). Nothing in it is tuned to a workload: it learns how each class behaves,
+ * from what it keeps and from what it evicted, and orders by recency until it has. What tells classes apart:
+ *
+ *	hits		most blocks are never used again; each use makes the next likelier
+ *	turn, run	a chain that was continued twice is a conversation; the far end of a long
+ *			prompt that came at once is a document
+ *	superseded	a prompt took another way at a fork above it: edited, retried, or the next turn of a
+ *			conversation whose last block was not yet full. In a conversation what was left
+ *			behind is dead; under a shared system prompt it is not. So the forks are told
+ *			apart by their width, and the rest is learned.
+ *	last		nothing ever followed: mostly a prompt's unfinished last block
+ *
+ * The first three are the prefix tree's gift: a cache of unrelated keys has hits and age only, as in LHD (NSDI 2018),
+ * or two queues and ghosts, as in S3-FIFO (SOSP 2023). `superseded` holds for whole subtrees, and is pushed down when
+ * it comes to be. A marked block's descendants are marked, and only a use takes a mark away, so each is set
+ * at most once a use, and the walk is paid for by the uses.
+ *
+ * Order. Value changes with age, and not always downwards: a young block's may rise, so no queue or heap stays sorted.
+ * Like LHD, the victim is the least of a sample of those that may go (64 at random, and the runners-up of earlier
+ * samples, which brings the choice close to the true least). The choice is deterministic, and exact while
+ * there are no more than the sample takes.
+ *
+ *	insert -> [young] --patience--> [may go] <-- last child left, use, new floor
+ *	                                 |    ^
+ *	                       defer     v    | patience; or nothing else may go
+ *	                             [deferred]
+ *
+ * A leaf that was just used is likely to be continued at once by the same request, and to evict it would break the chain
+ * under its writer's hands. So it is left alone for a while: some times as long as chains were seen to take from one
+ * block to the next. When nothing else is left, the young go as well. Deferred blocks (pinned ones) sit
+ * out until then, too, and policy_victim() says NULL once before it offers them again.
  */
 #include "daemon/cache/policy.h"
 
@@ -10,69 +43,262 @@
 #include <errno.h>
 #include <stdlib.h>
 
-struct policy {
-	uint64_t clock;
-	size_t n, size;		/* entries of the heap; nodes there is room for */
-	size_t nodes;
-	struct policy_node **heap;
+#include "daemon/cache/policy_ghost.h"
+#include "daemon/cache/policy_learn.h"
+
+#define SAMPLE       64
+#define SHELF        16    /* runners-up that are looked at again */
+#define GHOSTS_MIN   65536 /* evicted blocks remembered: this many, or so many times what is held */
+#define GHOSTS_TIMES 2
+#define WIDTH_NARROW 8    /* children of a fork that is */
+#define WIDTH_FORK   32   /* from here on siblings have nothing to do with each other */
+#define PATIENCE     8    /* times the usual pause between blocks of a chain */
+#define PAUSE_SHARE  16.0 /* of a new pause in the usual one: 1 / this */
+
+enum {
+	LIST_NONE,
+	LIST_YOUNG,
+	LIST_DEFERRED,
+	N_LISTS
 };
 
-enum { LAST_USE, POSITION };	/* words of private_; POSITION is 1 + index in the heap, 0 = not there */
+struct list {
+	struct policy_node *first, *last;
+};
 
-static bool before(const struct policy_node *a, const struct policy_node *b)
+struct policy {
+	uint64_t clock; /* uses so far */
+	uint64_t random;
+	double pause;
+	size_t nodes, room;
+	size_t n_may_go;
+	struct policy_node **may_go;
+	struct list list[N_LISTS];
+	unsigned n_shelf;
+	struct policy_node *shelf[SHELF];
+	struct learn *learn;
+	struct ghosts ghosts;
+};
+
+/* ---- who may go ------------------------------------------------------------------------------- */
+
+static bool has_step(const struct policy_node *n)
 {
-	return a->private_[LAST_USE] < b->private_[LAST_USE];
+	return n->held && (n->held > n->droppable_from || !n->children);
 }
 
-static void place(struct policy *p, size_t i, struct policy_node *n)
+static void list_take(struct policy *p, struct policy_node *n)
 {
-	p->heap[i] = n;
-	n->private_[POSITION] = i + 1;
+	struct list *l = &p->list[n->own.list];
+
+	if (n->own.list == LIST_NONE)
+		return;
+	*(n->own.before ? &n->own.before->own.behind : &l->first) = n->own.behind;
+	*(n->own.behind ? &n->own.behind->own.before : &l->last) = n->own.before;
+	n->own.list = LIST_NONE;
 }
 
-static void sift(struct policy *p, size_t i, struct policy_node *n)
+static void shelf_take(struct policy *p, const struct policy_node *n)
 {
-	while (i && before(n, p->heap[(i - 1) / 2])) {
-		place(p, i, p->heap[(i - 1) / 2]);
-		i = (i - 1) / 2;
-	}
-	for (size_t child; (child = 2 * i + 1) < p->n; i = child) {
-		if (child + 1 < p->n && before(p->heap[child + 1], p->heap[child]))
-			child++;
-		if (!before(p->heap[child], n))
-			break;
-		place(p, i, p->heap[child]);
-	}
-	place(p, i, n);
+	for (unsigned i = 0; i < p->n_shelf; i++)
+		if (p->shelf[i] == n) {
+			p->shelf[i] = p->shelf[--p->n_shelf];
+			return;
+		}
 }
 
-static bool may_go(const struct policy_node *n)
+static void bench(struct policy *p, struct policy_node *n)
 {
-	return n->held > n->droppable_from || !n->children;
+	struct policy_node *last = p->may_go[p->n_may_go - 1];
+
+	p->may_go[n->own.at - 1] = last;
+	last->own.at = n->own.at;
+	n->own.at = 0;
+	p->n_may_go--;
+	shelf_take(p, n);
 }
 
 /* Puts n where it belongs after any change. */
 static void settle(struct policy *p, struct policy_node *n)
 {
-	size_t i = n->private_[POSITION];
+	bool may_go = has_step(n) && n->own.list == LIST_NONE;
 
-	if (may_go(n)) {
-		sift(p, i ? i - 1 : p->n++, n);
-	} else if (i) {
-		struct policy_node *last = p->heap[--p->n];
-
-		n->private_[POSITION] = 0;
-		if (last != n)
-			sift(p, i - 1, last);
+	if (may_go && !n->own.at) {
+		p->may_go[p->n_may_go++] = n;
+		n->own.at = p->n_may_go;
+	} else if (!may_go && n->own.at) {
+		bench(p, n);
 	}
 }
+
+static void wait_in(struct policy *p, struct policy_node *n, uint8_t list)
+{
+	struct list *l = &p->list[list];
+
+	list_take(p, n);
+	n->own.list = list;
+	n->own.wakes = p->clock + (uint64_t)(PATIENCE * p->pause);
+	n->own.behind = NULL;
+	n->own.before = l->last;
+	*(l->last ? &l->last->own.behind : &l->first) = n;
+	l->last = n;
+	settle(p, n);
+}
+
+/* ---- traits ----------------------------------------------------------------------------------- */
+
+static uint16_t class_of(const struct policy_node *n)
+{
+	const uint32_t trait[N_TRAITS] = {
+		[TRAIT_HITS] = n->own.hits,
+		[TRAIT_TURN] = n->own.turn,
+		[TRAIT_RUN] = n->own.run,
+		[TRAIT_SUPERSEDED] = n->own.superseded,
+		[TRAIT_LAST] = n->own.last,
+	};
+
+	return learn_class(trait);
+}
+
+/* A trait changed and it was not a use. */
+static void reclass(struct policy *p, struct policy_node *n)
+{
+	uint16_t class = class_of(n);
+
+	if (class == n->own.class)
+		return;
+	learn_leave(p->learn, n->own.class, n->own.last_use);
+	learn_enter(p->learn, class, n->own.last_use);
+	n->own.class = class;
+}
+
+static void mark(struct policy *p, struct policy_node *top, uint8_t superseded)
+{
+	struct policy_node *n = top;
+
+	for (;;) {
+		bool fresh = n->own.superseded < superseded;
+
+		if (fresh) {
+			n->own.superseded = superseded;
+			reclass(p, n);
+		}
+		if (fresh && n->own.first_child) {
+			n = n->own.first_child;
+			continue;
+		}
+		while (n != top && !n->own.next)
+			n = n->parent;
+		if (n == top)
+			return;
+		n = n->own.next;
+	}
+}
+
+/* A prompt went from parent to n: what it went to before was left behind. */
+static void take_way(struct policy *p, struct policy_node *n)
+{
+	struct policy_node *parent = n->parent;
+
+	if (!parent || parent->own.recent == n)
+		return;
+	if (parent->own.recent && parent->own.width < WIDTH_FORK)
+		mark(p, parent->own.recent,
+			parent->own.width < WIDTH_NARROW ? SUPERSEDED_NARROW : SUPERSEDED_WIDE);
+	parent->own.recent = n;
+}
+
+/* Those whose patience is over: nothing followed them. */
+static void grow_up(struct policy *p, bool all)
+{
+	struct policy_node *n;
+
+	while ((n = p->list[LIST_YOUNG].first) && (all || n->own.wakes <= p->clock)) {
+		list_take(p, n);
+		n->own.last = !n->own.width;
+		reclass(p, n);
+		settle(p, n);
+	}
+}
+
+static void wake_deferred(struct policy *p, bool all)
+{
+	struct policy_node *n;
+
+	while ((n = p->list[LIST_DEFERRED].first) && (all || n->own.wakes <= p->clock)) {
+		list_take(p, n);
+		settle(p, n);
+	}
+}
+
+static void advance(struct policy *p)
+{
+	p->clock++;
+	learn_advance(p->learn, p->clock, p->nodes + p->ghosts.alive, p->nodes);
+	grow_up(p, false);
+	wake_deferred(p, false);
+}
+
+/* ---- the tree --------------------------------------------------------------------------------- */
+
+static void link_child(struct policy *p, struct policy_node *n)
+{
+	struct policy_node *parent = n->parent;
+
+	if (!parent)
+		return;
+	n->own.prev = NULL;
+	n->own.next = parent->own.first_child;
+	if (n->own.next)
+		n->own.next->own.prev = n;
+	parent->own.first_child = n;
+	parent->children++;
+	settle(p, parent);
+}
+
+static void unlink_child(struct policy *p, struct policy_node *n)
+{
+	struct policy_node *parent = n->parent;
+
+	if (!parent)
+		return;
+	*(n->own.prev ? &n->own.prev->own.next : &parent->own.first_child) = n->own.next;
+	if (n->own.next)
+		n->own.next->own.prev = n->own.prev;
+	if (parent->own.recent == n)
+		parent->own.recent = NULL;
+	parent->children--;
+	settle(p, parent);
+}
+
+/* A chain was continued: tells how long that takes, and that parent was not its end. */
+static void continued(struct policy *p, struct policy_node *parent)
+{
+	if (!parent->own.width++)
+		p->pause += ((double)(p->clock - parent->own.last_use) - p->pause) / PAUSE_SHARE;
+	if (parent->own.last) {
+		parent->own.last = false;
+		reclass(p, parent);
+	}
+}
+
+/* ---- contract --------------------------------------------------------------------------------- */
 
 int policy_new(struct policy **ret)
 {
 	struct policy *p = calloc(1, sizeof(*p));
+	int r;
 
 	if (!p)
 		return -ENOMEM;
+	r = learn_new(&p->learn);
+	if (r < 0) {
+		free(p);
+		return r;
+	}
+	ghosts_init(&p->ghosts);
+	p->random = 0x9e3779b97f4a7c15ull;
+	p->pause = 1;
 	*ret = p;
 	return 0;
 }
@@ -80,56 +306,107 @@ int policy_new(struct policy **ret)
 struct policy *policy_free(struct policy *p)
 {
 	if (p) {
-		free(p->heap);
+		ghosts_fini(&p->ghosts);
+		learn_free(p->learn);
+		free(p->may_go);
 		free(p);
 	}
 	return NULL;
 }
 
+static int make_room(struct policy *p)
+{
+	size_t room = p->room ? 2 * p->room : 64;
+	struct policy_node **may_go;
+
+	if (p->nodes < p->room)
+		return 0;
+	may_go = reallocarray(p->may_go, room, sizeof(*may_go));
+	if (!may_go)
+		return -ENOMEM;
+	p->may_go = may_go;
+	p->room = room;
+	return 0;
+}
+
 int policy_insert(struct policy *p, struct policy_node *n)
 {
-	assert(n->n_planes && n->n_planes <= KVG_PLANES_MAX);
-	if (p->nodes == p->size) {
-		size_t size = p->size ? 2 * p->size : 64;
-		struct policy_node **heap = reallocarray(p->heap, size, sizeof(*heap));
+	const struct policy_node *parent = n->parent;
+	struct ghost was;
+	int r = make_room(p);
 
-		if (!heap)
-			return -ENOMEM;
-		p->heap = heap;
-		p->size = size;
-	}
+	assert(n->n_planes && n->n_planes <= KVG_PLANES_MAX && n->droppable_from);
+	if (r < 0)
+		return r;
+	advance(p);
 	p->nodes++;
 	n->held = n->n_planes;
 	n->children = 0;
-	n->private_[POSITION] = 0;
-	n->private_[LAST_USE] = ++p->clock;
-	if (n->parent) {
-		n->parent->children++;
-		settle(p, n->parent);
+	n->own = (struct policy_own){.last_use = p->clock};
+	if (ghosts_take(&p->ghosts, n->key_hash, &was)) {
+		learn_reuse(p->learn, was.class, was.last_use, p->clock);
+		n->own.hits = was.hits + 1;
+		n->own.turn = was.turn;
+		n->own.run = was.run;
+	} else if (parent) {
+		n->own.turn = parent->own.turn + (parent->own.hits > 0);
+		n->own.run = parent->own.hits ? 0 : parent->own.run + 1;
 	}
-	settle(p, n);
+	n->own.class = class_of(n);
+	learn_enter(p->learn, n->own.class, p->clock);
+	if (n->parent)
+		continued(p, n->parent);
+	link_child(p, n);
+	take_way(p, n);
+	wait_in(p, n, LIST_YOUNG);
 	return 0;
 }
 
 void policy_touch(struct policy *p, struct policy_node *n)
 {
-	n->private_[LAST_USE] = ++p->clock;
-	settle(p, n);
+	advance(p);
+	learn_reuse(p->learn, n->own.class, n->own.last_use, p->clock);
+	n->own.hits++;
+	n->own.superseded = SUPERSEDED_NO;
+	n->own.last_use = p->clock;
+	n->own.class = class_of(n);
+	learn_enter(p->learn, n->own.class, p->clock);
+	take_way(p, n);
+	if (!n->children && n->own.list != LIST_DEFERRED)
+		wait_in(p, n, LIST_YOUNG);
 }
 
-void policy_remove(struct policy *p, struct policy_node *n, bool remember)
+static bool remember(struct policy *p, const struct policy_node *n)
 {
-	(void)remember;
-	assert(!n->children);
-	n->children = 1;	/* nothing of it may go any more */
+	const struct ghost ghost = {
+		.key_hash = n->key_hash,
+		.last_use = n->own.last_use,
+		.hits = n->own.hits,
+		.turn = n->own.turn,
+		.run = n->own.run,
+		.class = n->own.class,
+	};
+	size_t limit = GHOSTS_TIMES * p->nodes;
+	struct ghost old;
+
+	if (limit < GHOSTS_MIN)
+		limit = GHOSTS_MIN;
+	/* two for one: so it comes down to a limit that fell, in bounded steps */
+	for (unsigned i = 0; i < 2 && ghosts_forget(&p->ghosts, limit - 1, &old); i++)
+		learn_leave(p->learn, old.class, old.last_use);
+	return ghosts_add(&p->ghosts, &ghost);
+}
+
+void policy_remove(struct policy *p, struct policy_node *n, bool remembered)
+{
+	assert(!n->children && n->held);
 	n->held = 0;
+	list_take(p, n);
 	settle(p, n);
-	n->children = 0;
+	unlink_child(p, n);
 	p->nodes--;
-	if (n->parent) {
-		n->parent->children--;
-		settle(p, n->parent);
-	}
+	if (!remembered || !remember(p, n))
+		learn_leave(p->learn, n->own.class, n->own.last_use);
 }
 
 void policy_shrink(struct policy *p, struct policy_node *n, uint32_t held)
@@ -141,17 +418,17 @@ void policy_shrink(struct policy *p, struct policy_node *n, uint32_t held)
 
 void policy_restore(struct policy *p, struct policy_node *n, uint32_t held)
 {
+	struct ghost was;
+
 	assert(held > n->held && held <= n->n_planes);
 	if (!n->held) { /* was removed */
 		p->nodes++;
-		if (n->parent) {
-			n->parent->children++;
-			settle(p, n->parent);
-		}
+		if (!ghosts_take(&p->ghosts, n->key_hash, &was))
+			learn_enter(p->learn, n->own.class, n->own.last_use);
+		link_child(p, n);
 	}
 	n->held = held;
-	n->private_[LAST_USE] = ++p->clock;
-	settle(p, n);
+	wait_in(p, n, LIST_DEFERRED);
 }
 
 void policy_set_droppable(struct policy *p, struct policy_node *n, uint32_t droppable_from)
@@ -161,25 +438,101 @@ void policy_set_droppable(struct policy *p, struct policy_node *n, uint32_t drop
 	settle(p, n);
 }
 
-struct policy_node *policy_victim(struct policy *p, uint32_t *ret_keep)
-{
-	if (!p->n)
-		return NULL;
-
-	struct policy_node *n = p->heap[0];
-
-	*ret_keep = n->held > n->droppable_from ? n->held - 1 : 0;
-	return n;
-}
-
 void policy_defer(struct policy *p, struct policy_node *n)
 {
-	n->private_[LAST_USE] = ++p->clock;
-	settle(p, n);
+	wait_in(p, n, LIST_DEFERRED);
+}
+
+/* ---- the least -------------------------------------------------------------------------------- */
+
+static double worth(const struct policy *p, const struct policy_node *n)
+{
+	return learn_worth(p->learn, n->own.class, p->clock - n->own.last_use);
+}
+
+/* Of the next thing that may go: the last plane, or all that is left. */
+static double value(const struct policy *p, const struct policy_node *n)
+{
+	uint32_t from = n->held > n->droppable_from ? n->held - 1 : 0;
+	double mass = 0, bytes = 0;
+
+	for (uint32_t i = from; i < n->held; i++) {
+		mass += (double)n->mass[i];
+		bytes += (double)n->bytes[i];
+	}
+	return worth(p, n) * mass / (bytes > 1 ? bytes : 1);
+}
+
+struct offer {
+	struct policy_node *node;
+	double value;
+};
+
+static bool less(const struct offer *a, const struct offer *b)
+{
+	if (a->value != b->value)
+		return a->value < b->value;
+	return a->node->own.last_use < b->node->own.last_use;
+}
+
+/* best[] is sorted, the least first; keeps SHELF + 1 of them, each once. */
+static unsigned consider(
+	const struct policy *p, struct offer *best, unsigned n_best, struct policy_node *n)
+{
+	struct offer new = {n, value(p, n)};
+	unsigned i;
+
+	for (i = 0; i < n_best; i++)
+		if (best[i].node == n)
+			return n_best;
+	if (n_best <= SHELF)
+		n_best++;
+	else if (!less(&new, &best[SHELF]))
+		return n_best;
+	for (i = n_best - 1; i && less(&new, &best[i - 1]); i--)
+		best[i] = best[i - 1];
+	best[i] = new;
+	return n_best;
+}
+
+static uint64_t next_random(struct policy *p)
+{
+	p->random ^= p->random << 13;
+	p->random ^= p->random >> 7;
+	p->random ^= p->random << 17;
+	return p->random;
+}
+
+struct policy_node *policy_victim(struct policy *p, uint32_t *ret_keep)
+{
+	struct offer best[SHELF + 1];
+	unsigned n_best = 0;
+
+	if (!p->n_may_go)
+		grow_up(p, true);
+	if (!p->n_may_go) {
+		wake_deferred(p, true);
+		return NULL;
+	}
+	for (unsigned i = 0; i < p->n_shelf; i++)
+		n_best = consider(p, best, n_best, p->shelf[i]);
+	if (p->n_may_go <= SAMPLE)
+		for (size_t i = 0; i < p->n_may_go; i++)
+			n_best = consider(p, best, n_best, p->may_go[i]);
+	else
+		for (unsigned i = 0; i < SAMPLE; i++)
+			n_best = consider(
+				p, best, n_best, p->may_go[(next_random(p) >> 32) % p->n_may_go]);
+	p->n_shelf = 0;
+	for (unsigned i = 0; i < n_best && i < SHELF; i++)
+		p->shelf[p->n_shelf++] = best[i].node;
+	*ret_keep = best[0].node->held > best[0].node->droppable_from ? best[0].node->held - 1 : 0;
+	return best[0].node;
 }
 
 double policy_value(const struct policy *p, const struct policy_node *n, uint32_t plane)
 {
 	assert(plane < n->n_planes);
-	return (double)n->mass[plane] / (double)(1 + p->clock - n->private_[LAST_USE]);
+	return worth(p, n) * (double)n->mass[plane] /
+		(n->bytes[plane] ? (double)n->bytes[plane] : 1);
 }

@@ -20,20 +20,31 @@ struct policy;
 
 /* Embedded in what it orders; the fields above the line are the caller's to set before policy_insert. */
 struct policy_node {
-	struct policy_node *parent;		/* NULL at a root; must be in the policy */
-	uint64_t key_hash;			/* first 8 bytes of the block's key, for the memory of what was evicted */
+	struct policy_node *parent; /* NULL at a root; must be in the policy */
+	uint64_t
+		key_hash; /* first 8 bytes of the block's key, for the memory of what was evicted */
 	uint32_t n_planes;
-	uint32_t droppable_from;		/* planes >= this may go on their own (floor); n_planes = none */
-	uint64_t bytes[KVG_PLANES_MAX];		/* as charged, i.e. in whole pages */
-	float mass[KVG_PLANES_MAX];		/* share of the block's attention mass, sums to 1 */
+	uint32_t droppable_from; /* planes >= this may go on their own (floor); n_planes = none */
+	uint64_t bytes[KVG_PLANES_MAX]; /* as charged, i.e. in whole pages */
+	float mass[KVG_PLANES_MAX];     /* share of the block's attention mass, sums to 1 */
 	/* ---- the policy's own ---- */
-	uint32_t held;				/* planes 0..held-1 are there */
-	uint32_t children;			/* nodes whose parent this is */
-	uint64_t private_[12];			/* history, position in the order */
+	uint32_t held;     /* planes 0..held-1 are there */
+	uint32_t children; /* nodes whose parent this is */
+	struct policy_own {
+		struct policy_node *first_child, *next, *prev; /* the tree; siblings */
+		struct policy_node *recent;                    /* the child used last */
+		struct policy_node *before, *behind;           /* in the list it waits in */
+		uint64_t last_use, wakes;
+		uint64_t at; /* 1 + position among those that may go, 0 = not there */
+		uint32_t hits, turn, run, width;
+		uint16_t class;
+		uint8_t superseded, list;
+		bool last;
+	} own;
 };
 
 int policy_new(struct policy **ret);
-struct policy *policy_free(struct policy *p);	/* nodes need not be removed first */
+struct policy *policy_free(struct policy *p); /* nodes need not be removed first */
 
 int policy_insert(struct policy *p, struct policy_node *n);
 /* The block was read: one reader's hit. Called for every block of a prefix, root first. */

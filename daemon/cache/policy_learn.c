@@ -1,0 +1,380 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * For every class and every age (two bins an octave) two numbers are kept: how many blocks were used again at that
+ * age, and for how long blocks were there that could have been. Their quotient is the hazard: the chance of use
+ * per unit of time. Held or evicted makes no difference to either, so what is learned does not depend on what
+ * was evicted; a policy that learned only from what it keeps would confirm itself.
+ *
+ * Exposure is integrated in ticks. Blocks of one class whose last use fell into the same span of time are one
+ * number; spans grow with their distance from now (neighbours merge while together they are shorter than a quarter of
+ * their age), so there are a few dozen of them however long the memory reaches.
+ *
+ * Worth of a class at an age is Gittins' index for a job that may be dropped at any moment:
+ *
+ *	worth(a) = max over b > a of	P(used before b | not before a) / E[time until used or b]
+ *
+ * the best rate of hits per time of occupancy that any plan for this block can promise. It needs no horizon, and it
+ * handles what a hazard alone gets wrong: a block that is never used in its first minute and often in its
+ * second is kept through the first if that pays. Dropping the block of least worth is what LHD (Beckmann et al.,
+ * NSDI 2018) does with a density averaged over the ages at which it happens to evict; the index has no such feedback.
+ *
+ * Blocks come in chains, so a class sees far fewer independent events than blocks, and young classes see none. So
+ * estimates are shrunk towards simpler ones, each a weight in hits:
+ *
+ *	hazard of (class, age)	 <- 200 -  factor of class x hazard of all at that age
+ *	factor of class		 <-  50 -  product of the factors of its traits
+ *	factor of a trait's value  <- 10 -  1
+ *	hazard of all at an age	 <-  16 -  0.3 / age, which orders by recency
+ *
+ * With no experience the policy is LRU. The weights say how much evidence it takes to leave that, and matter little:
+ * halving or doubling any of them changes hit rates by less than noise. Experience fades with a half-life of a few
+ * turnovers of everything that is known, so a change of workload is followed.
+ */
+#include "daemon/cache/policy_learn.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BINS          64 /* ages up to 2^32 */
+#define SPANS         128
+#define MERGE_BELOW   4  /* spans: merge while shorter than age / 4 */
+#define TICKS_HELD    64 /* a tick is this part of what is held */
+#define TICK_MIN      16
+#define ESTIMATE_MIN  1024 /* uses between two estimates: bounds their cost per use */
+#define ESTIMATE_TICK 8
+#define HALF_LIFE     4 /* turnovers of what is known */
+#define KNOWN_MIN     65536
+#define NEVER_BELOW   1e-3 /* of blocks that survived so far: the rest of the sum is noise */
+
+#define WEIGHT_AGE   200.0
+#define WEIGHT_CLASS 50.0
+#define WEIGHT_TRAIT 10.0
+#define WEIGHT_ALL   16.0
+#define PRIOR_HAZARD 0.3
+
+static const uint32_t levels[N_TRAITS] = {7, 4, 6, N_SUPERSEDED, 2};
+#define LEVELS_MAX 7
+#define CLASSES    (7 * 4 * 6 * 3 * 2)
+
+struct class
+{
+	double hits[BINS], exposure[BINS];
+	float worth[BINS];
+	uint32_t population[SPANS];
+	double factor;
+	bool active;
+};
+
+struct learn {
+	uint64_t now, next_tick, last_tick, next_estimate, last_estimate;
+	uint64_t since[SPANS]; /* span i: last uses in [since[i], since[i + 1]) */
+	unsigned n_spans;
+	unsigned n_active;
+	uint16_t active[CLASSES];
+	double width[BINS], hazard[BINS]; /* of an age bin; of all classes */
+	struct class *class;
+};
+
+static unsigned bin_of(uint64_t age)
+{
+	unsigned octave;
+
+	if (age < 2)
+		return 0;
+	octave = 63 - (unsigned)__builtin_clzll(age);
+	return octave >= BINS / 2 ? BINS - 1 : 2 * octave + (age >> (octave - 1) & 1);
+}
+
+static double bin_start(unsigned b)
+{
+	return ldexp(b & 1 ? 1.5 : 1.0, (int)(b / 2));
+}
+
+/* 0, 1, 2, then octaves. */
+static uint32_t octaves(uint32_t v)
+{
+	return v < 3 ? v : 33 - (uint32_t)__builtin_clz(v - 1);
+}
+
+uint16_t learn_class(const uint32_t trait[N_TRAITS])
+{
+	const uint32_t level[N_TRAITS] = {
+		[TRAIT_HITS] = octaves(trait[TRAIT_HITS]),
+		[TRAIT_TURN] = octaves(trait[TRAIT_TURN]),
+		[TRAIT_RUN] = 31 - (uint32_t)__builtin_clz(trait[TRAIT_RUN] + 1),
+		[TRAIT_SUPERSEDED] = trait[TRAIT_SUPERSEDED],
+		[TRAIT_LAST] = trait[TRAIT_LAST],
+	};
+	uint32_t class = 0;
+
+	for (unsigned i = 0; i < N_TRAITS; i++) {
+		uint32_t last = levels[i] - 1;
+
+		class = class * levels[i] + (level[i] < last ? level[i] : last);
+	}
+	return (uint16_t) class;
+}
+
+static void levels_of(uint16_t class, uint32_t ret[N_TRAITS])
+{
+	for (unsigned i = N_TRAITS; i-- > 0; class /= levels[i])
+		ret[i] = class % levels[i];
+}
+
+int learn_new(struct learn **ret)
+{
+	struct learn *l = calloc(1, sizeof(*l));
+
+	if (!l)
+		return -ENOMEM;
+	l->class =
+		calloc(CLASSES, sizeof(*l->class)); /* pages of classes never seen stay untouched */
+	if (!l->class) {
+		free(l);
+		return -ENOMEM;
+	}
+	for (unsigned b = 0; b < BINS; b++) {
+		l->width[b] = bin_start(b + 1) - bin_start(b);
+		l->hazard[b] = PRIOR_HAZARD / bin_start(b + 1);
+	}
+	l->n_spans = 1;
+	l->next_tick = TICK_MIN;
+	*ret = l;
+	return 0;
+}
+
+struct learn *learn_free(struct learn *l)
+{
+	if (l) {
+		free(l->class);
+		free(l);
+	}
+	return NULL;
+}
+
+/* ---- the worth of a class --------------------------------------------------------------------- */
+
+static void appraise(const struct learn *l, struct class *c)
+{
+	double rate[BINS], dies[BINS], lasts[BINS];
+
+	for (unsigned b = 0; b < BINS; b++) {
+		double prior = c->factor * l->hazard[b];
+
+		rate[b] = prior * (c->hits[b] + WEIGHT_AGE) / (prior * c->exposure[b] + WEIGHT_AGE);
+		dies[b] = -expm1(-rate[b] * l->width[b]);
+		lasts[b] = dies[b] / rate[b];
+	}
+	for (unsigned a = 0; a < BINS; a++) {
+		double alive = 1, uses = 0, time = 0, best = 0;
+
+		for (unsigned b = a; b < BINS && alive > NEVER_BELOW; b++) {
+			uses += alive * dies[b];
+			time += alive * lasts[b];
+			alive *= 1 - dies[b];
+			best = fmax(best, uses / time);
+		}
+		c->worth[a] = (float)best;
+	}
+}
+
+static void activate(struct learn *l, uint16_t class)
+{
+	struct class *c = &l->class[class];
+
+	if (c->active)
+		return;
+	c->active = true;
+	c->factor = 1;
+	l->active[l->n_active++] = class;
+	appraise(l, c);
+}
+
+/* ---- estimates -------------------------------------------------------------------------------- */
+
+/* Hits a class had, and hits it would have had as an average one. */
+struct tally {
+	double had, expected;
+};
+
+/* Factors of the traits' values, by turns until they agree well enough. */
+static void fit_traits(const struct learn *l, const struct tally *tally)
+{
+	double factor[N_TRAITS][LEVELS_MAX];
+	uint32_t level[N_TRAITS];
+
+	for (unsigned t = 0; t < N_TRAITS; t++)
+		for (unsigned v = 0; v < LEVELS_MAX; v++)
+			factor[t][v] = 1;
+	for (unsigned i = 0; i < l->n_active; i++)
+		l->class[l->active[i]].factor = 1;
+	for (unsigned step = 0; step < 3 * N_TRAITS; step++) {
+		const unsigned t = step % N_TRAITS;
+		struct tally sum[LEVELS_MAX] = {0};
+
+		for (unsigned i = 0; i < l->n_active; i++) {
+			levels_of(l->active[i], level);
+			sum[level[t]].had += tally[i].had;
+			sum[level[t]].expected += tally[i].expected *
+				l->class[l->active[i]].factor / factor[t][level[t]];
+		}
+		for (unsigned i = 0; i < l->n_active; i++) {
+			levels_of(l->active[i], level);
+			l->class[l->active[i]].factor *= (sum[level[t]].had + WEIGHT_TRAIT) /
+				(sum[level[t]].expected + WEIGHT_TRAIT) / factor[t][level[t]];
+		}
+		for (unsigned v = 0; v < LEVELS_MAX; v++)
+			factor[t][v] =
+				(sum[v].had + WEIGHT_TRAIT) / (sum[v].expected + WEIGHT_TRAIT);
+	}
+}
+
+static void estimate(struct learn *l, size_t known)
+{
+	const double fade = exp2(-(double)(l->now - l->last_estimate) /
+		(HALF_LIFE * (double)(known > KNOWN_MIN ? known : KNOWN_MIN)));
+	struct tally all[BINS] = {0}, tally[CLASSES];
+
+	for (unsigned i = 0; i < l->n_active; i++) {
+		struct class *c = &l->class[l->active[i]];
+
+		for (unsigned b = 0; b < BINS; b++) {
+			all[b].had += c->hits[b] *= fade;
+			all[b].expected += c->exposure[b] *= fade;
+		}
+	}
+	for (unsigned b = 0; b < BINS; b++) {
+		double prior = PRIOR_HAZARD / bin_start(b + 1);
+
+		l->hazard[b] =
+			prior * (all[b].had + WEIGHT_ALL) / (prior * all[b].expected + WEIGHT_ALL);
+	}
+	for (unsigned i = 0; i < l->n_active; i++) {
+		const struct class *c = &l->class[l->active[i]];
+
+		tally[i] = (struct tally){0};
+		for (unsigned b = 0; b < BINS; b++) {
+			tally[i].had += c->hits[b];
+			tally[i].expected += c->exposure[b] * l->hazard[b];
+		}
+	}
+	fit_traits(l, tally);
+	for (unsigned i = 0; i < l->n_active; i++) {
+		struct class *c = &l->class[l->active[i]];
+
+		c->factor *= (tally[i].had + WEIGHT_CLASS) /
+			(tally[i].expected * c->factor + WEIGHT_CLASS);
+		appraise(l, c);
+	}
+	l->last_estimate = l->now;
+}
+
+/* ---- time ------------------------------------------------------------------------------------- */
+
+static void merge_span(struct learn *l, unsigned s)
+{
+	const unsigned after = l->n_spans - s - 2;
+
+	for (unsigned i = 0; i < l->n_active; i++) {
+		uint32_t *p = l->class[l->active[i]].population;
+
+		p[s] += p[s + 1];
+		memmove(&p[s + 1], &p[s + 2], after * sizeof(*p));
+		p[l->n_spans - 1] = 0;
+	}
+	memmove(&l->since[s + 1], &l->since[s + 2], after * sizeof(*l->since));
+	l->n_spans--;
+}
+
+static void new_span(struct learn *l)
+{
+	for (unsigned s = l->n_spans - 1; s-- > 0;) {
+		uint64_t end = s + 2 < l->n_spans ? l->since[s + 2] : l->now;
+
+		if ((end - l->since[s]) * MERGE_BELOW <= l->now - end)
+			merge_span(l, s);
+	}
+	if (l->n_spans == SPANS)
+		merge_span(l, 0);
+	l->since[l->n_spans++] = l->now;
+}
+
+static void tick(struct learn *l)
+{
+	const double dt = (double)(l->now - l->last_tick);
+
+	for (unsigned s = 0; s < l->n_spans; s++) {
+		uint64_t end = s + 1 < l->n_spans ? l->since[s + 1] : l->now;
+		unsigned b = bin_of(l->now - (l->since[s] + end) / 2);
+
+		for (unsigned i = 0; i < l->n_active; i++) {
+			struct class *c = &l->class[l->active[i]];
+
+			c->exposure[b] += dt * c->population[s];
+		}
+	}
+	l->last_tick = l->now;
+	new_span(l);
+}
+
+void learn_advance(struct learn *l, uint64_t now, size_t known, size_t held)
+{
+	const uint64_t part = held / TICKS_HELD;
+
+	assert(now >= l->now);
+	l->now = now;
+	if (now < l->next_tick)
+		return;
+	tick(l);
+	l->next_tick = now + (part > TICK_MIN ? part : TICK_MIN);
+	if (now < l->next_estimate)
+		return;
+	estimate(l, known);
+	l->next_estimate =
+		now + (part > ESTIMATE_MIN / ESTIMATE_TICK ? part * ESTIMATE_TICK : ESTIMATE_MIN);
+}
+
+/* ---- classes ---------------------------------------------------------------------------------- */
+
+static unsigned span_of(const struct learn *l, uint64_t t)
+{
+	unsigned low = 0, high = l->n_spans;
+
+	while (high - low > 1) {
+		unsigned mid = (low + high) / 2;
+
+		if (l->since[mid] <= t)
+			low = mid;
+		else
+			high = mid;
+	}
+	return low;
+}
+
+void learn_enter(struct learn *l, uint16_t class, uint64_t last_use)
+{
+	activate(l, class);
+	l->class[class].population[span_of(l, last_use)]++;
+}
+
+void learn_leave(struct learn *l, uint16_t class, uint64_t last_use)
+{
+	uint32_t *population = &l->class[class].population[span_of(l, last_use)];
+
+	assert(*population);
+	--*population;
+}
+
+void learn_reuse(struct learn *l, uint16_t class, uint64_t last_use, uint64_t now)
+{
+	learn_leave(l, class, last_use);
+	l->class[class].hits[bin_of(now - last_use)]++;
+}
+
+double learn_worth(const struct learn *l, uint16_t class, uint64_t age)
+{
+	return (double)l->class[class].worth[bin_of(age)];
+}
