@@ -157,7 +157,10 @@ struct kvg_pin {
  */
 KVG_API int kvg_lookup_pin(
 	struct kvg_layout *l, const struct kvg_key *key, float min_retention, struct kvg_pin *ret);
-/* Pins the longest prefix of keys that is there. Returns the number pinned. No system call. */
+/*
+ * Pins the longest prefix of keys that is there, or as much of it as there are pins. Returns the number
+ * pinned. No system call.
+ */
 KVG_API size_t kvg_prefix_pin(struct kvg_layout *l, const struct kvg_key *keys, size_t n,
 	float min_retention, struct kvg_pin *ret_pins);
 /* How many leading keys are there, without pinning. No system call. */
@@ -269,7 +272,8 @@ struct kvg_commit_result {
 };
 /*
  * Blocks until every item is published or refused; items in order, parents before children. 0: look at
- * the results. Each stage is used up whatever its result.
+ * the results. Each stage is used up whatever its result. On a negative errno items may or may not be
+ * there; look them up.
  */
 KVG_API int kvg_commit(struct kvg_client *c, const struct kvg_commit *items, size_t n,
 	struct kvg_commit_result *ret);

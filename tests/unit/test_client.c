@@ -686,6 +686,70 @@ static void test_acquire_in_batches(void **state)
 	kvg_close(c);
 }
 
+/* ---- lists in pages ---- */
+
+static uint64_t next_cursor[4];
+
+static bool answer_list(struct fake *f, const Kvgate__V1__Request *q, Kvgate__V1__Reply *reply,
+	int *fds, unsigned *n_fds)
+{
+	static uint8_t key[32];
+	static Kvgate__V1__BlockInfo b = KVGATE__V1__BLOCK_INFO__INIT, *list[] = {&b, &b, &b};
+	static Kvgate__V1__Counter counter = KVGATE__V1__COUNTER__INIT, *counters[] = {&counter};
+	static Kvgate__V1__ListReply m = KVGATE__V1__LIST_REPLY__INIT;
+	static Kvgate__V1__StatReply s = KVGATE__V1__STAT_REPLY__INIT;
+
+	b.key = (ProtobufCBinaryData){32, key};
+	m.blocks = list;
+	m.n_blocks = 3;
+	s.counters = counters;
+	s.n_counters = 1;
+	if (q->body_case == KVGATE__V1__REQUEST__BODY_LIST) {
+		m.next = next_cursor[q->list->cursor];
+		reply->list = &m;
+	} else if (q->body_case == KVGATE__V1__REQUEST__BODY_STAT) {
+		s.next = next_cursor[q->stat->cursor];
+		reply->stat = &s;
+	} else {
+		return fake_fill_usual(f, q, reply, fds, n_fds);
+	}
+	reply->body_case = (Kvgate__V1__Reply__BodyCase)q->body_case;
+	return true;
+}
+
+static int count_block(void *userdata, const struct kvg_block_entry *b)
+{
+	(void)b;
+	return ++*(unsigned *)userdata == 5;
+}
+
+static void count_counter(void *userdata, const char *name, const char *tenant, const char *model,
+	const char *tier, int plane, double value)
+{
+	(void)name, (void)tenant, (void)model, (void)tier, (void)plane, (void)value;
+	++*(unsigned *)userdata;
+}
+
+static void test_lists_in_pages(void **state)
+{
+	struct kvg_list_options o = KVG_OPTIONS_INIT(kvg_list_options);
+	struct kvg_client *c = open_client(0);
+	unsigned n = 0;
+
+	(void)state;
+	fake.handler = answer_list;
+	memcpy(next_cursor, (uint64_t[]){1, 3, 0, 0}, sizeof(next_cursor));
+	assert_int_equal(kvg_stat(c, 0, count_counter, &n), 0);
+	assert_int_equal(n, 3);
+	n = 0;
+	assert_int_equal(kvg_list(c, &o, count_block, &n), 0);
+	assert_int_equal(n, 5); /* told to stop in the second page */
+	assert_int_equal(fake.n_requests[KVGATE__V1__REQUEST__BODY_LIST], 2);
+	next_cursor[1] = 1; /* a daemon that never comes to an end */
+	assert_int_equal(kvg_stat(c, 0, count_counter, &n), -EPROTO);
+	kvg_close(c);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -707,6 +771,7 @@ int main(void)
 		TEST(test_end_of_daemon_is_told),
 		TEST(test_events_wait_for_dispatch),
 		TEST(test_acquire_in_batches),
+		TEST(test_lists_in_pages),
 	};
 
 	return cmocka_run_group_tests_name("client", tests, NULL, NULL);

@@ -406,6 +406,41 @@ static void test_control(void **state)
 	kvg_close(tool);
 }
 
+/* The lab's gate through the public calls; its mathematics has tests of its own. */
+static void test_gate(void **state)
+{
+	uint32_t layers, heads, groups, hidden, n_edges, tokens = 5;
+	float edges[KVG_PLANES_MAX - 1], *x, *exact, *fast;
+	uint8_t digest[32];
+	struct kvg_gate *g;
+
+	(void)state;
+	assert_int_equal(kvg_gate_open("/nonexistent/gate", &g), -ENOENT);
+	assert_non_null(strstr(kvg_last_error(NULL), "/nonexistent/gate"));
+	assert_int_equal(kvg_gate_open(KVG_SOURCE_DIR "/client/demo/lab/gate.safetensors", &g), 0);
+	kvg_gate_describe(g, &layers, &heads, &groups, &hidden, digest, &n_edges, edges);
+	kvg_gate_describe(g, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+	x = malloc(tokens * hidden * sizeof(*x));
+	exact = malloc(2 * heads * tokens * sizeof(*exact));
+	fast = exact + heads * tokens;
+	for (uint32_t i = 0; i < tokens * hidden; i++)
+		x[i] = (float)((int)(i * 7919 % 200) - 100) / 50;
+	assert_int_equal(kvg_gate_score(g, layers, x, KVG_DTYPE_F32, tokens, 1, exact), -EINVAL);
+	assert_int_equal(kvg_gate_score(g, 0, x, KVG_DTYPE_F16, tokens, 1, exact), -EINVAL);
+	assert_int_equal(
+		kvg_gate_score(g, 0, x, KVG_DTYPE_F32, 2, 1, exact), 0); /* the scratch grows */
+	assert_int_equal(kvg_gate_score(g, 0, x, KVG_DTYPE_F32, tokens, 1, exact), 0);
+	assert_int_equal(kvg_gate_score(g, 0, x, KVG_DTYPE_F32, tokens, 0, fast), 0);
+	for (uint32_t i = 0; i < heads * tokens; i++) {
+		assert_true(exact[i] >= 0 && exact[i] <= 1);
+		assert_true(exact[i] - fast[i] < 0.05f && fast[i] - exact[i] < 0.05f);
+	}
+	free(x);
+	free(exact);
+	kvg_gate_close(g);
+	kvg_gate_close(NULL);
+}
+
 static void test_daemon_goes_away(void **state)
 {
 	struct kvg_plane plane[KVG_PLANES_MAX];
@@ -442,6 +477,7 @@ int main(void)
 		TEST(test_opaque_blocks),
 		TEST(test_refusals_say_why),
 		TEST(test_control),
+		cmocka_unit_test(test_gate),
 		TEST(test_daemon_goes_away),
 	};
 
