@@ -122,7 +122,7 @@ static int check_number(struct json_object *config, const char *key, uint32_t wa
 
 	if (number == wanted)
 		return 0;
-	return why(ret_why, why_size, -EINVAL, "config.json says %s %lld, the tensors say %u", key,
+	return why(ret_why, why_size, -EINVAL, "%s is %lld, the tensors say %u", key,
 		(long long)number, wanted);
 }
 
@@ -141,7 +141,7 @@ static int check_config(
 	free(text);
 	if (!config || !json_object_is_type(config, json_type_object)) {
 		json_object_put(config);
-		return why(ret_why, why_size, -EBADMSG, "%s is not a JSON object", path);
+		return why(ret_why, why_size, -EBADMSG, "not a JSON object");
 	}
 	r = check_number(config, "input_dim", info->hidden, ret_why, why_size);
 	if (r == 0)
@@ -154,28 +154,35 @@ static int check_config(
 	return r;
 }
 
+/* The weights make the gate; the configuration, read when there is one, is checked against it. */
+static int load_member(
+	const char *folder, const char *name, struct gate **g, char *ret_why, size_t why_size)
+{
+	char reason[256] = "", *path;
+	int r;
+
+	if (asprintf(&path, "%s/%s", folder, name) < 0)
+		return why(ret_why, why_size, -ENOMEM, "out of memory");
+	if (*g)
+		r = check_config(path, &(*g)->info, reason, sizeof(reason));
+	else
+		r = load_file(path, g, reason, sizeof(reason));
+	free(path);
+	return r < 0 ? why(ret_why, why_size, r, "%s: %s", name, reason) : 0;
+}
+
 static int load_folder(const char *path, struct gate **ret, char *ret_why, size_t why_size)
 {
-	char *weights = NULL, *config = NULL;
 	struct gate *g = NULL;
-	int r = -ENOMEM;
+	int r;
 
-	if (asprintf(&weights, "%s/model.safetensors", path) < 0)
-		weights = NULL;
-	if (asprintf(&config, "%s/config.json", path) < 0)
-		config = NULL;
-	if (!weights || !config)
-		why_print(ret_why, why_size, "out of memory");
-	else
-		r = load_file(weights, &g, ret_why, why_size);
+	r = load_member(path, "model.safetensors", &g, ret_why, why_size);
 	if (r == 0 && g->info.kind == GATE_FAST_KVZIP)
 		r = why(ret_why, why_size, -EINVAL,
 			"a folder is a KVzap gate, this one holds a Fast KVzip gate: name the "
 			"file");
 	if (r == 0)
-		r = check_config(config, &g->info, ret_why, why_size);
-	free(weights);
-	free(config);
+		r = load_member(path, "config.json", &g, ret_why, why_size);
 	if (r < 0) {
 		gate_free(g);
 		return r;
