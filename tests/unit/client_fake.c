@@ -406,10 +406,11 @@ static void serve_connection(struct fake *f)
 			return;
 		q = kvgate__v1__request__unpack(NULL, (size_t)n, buf);
 		assert(q && got_fds == 0 && q->id);
-		f->n_requests[q->body_case]++;
 		reply.id = q->id;
-		if (f->handler ? f->handler(f, q, &reply, fds, &n_fds)
-			       : fake_fill_usual(f, q, &reply, fds, &n_fds)) {
+		bool answers = f->handler ? f->handler(f, q, &reply, fds, &n_fds)
+					  : fake_fill_usual(f, q, &reply, fds, &n_fds);
+		f->n_requests[q->body_case]++; /* what it left behind may be looked at */
+		if (answers) {
 			reply.fds = reply.fds ? reply.fds : n_fds;
 			fake_send(f, &reply, fds, n_fds);
 		}

@@ -54,9 +54,9 @@ struct fake {
 	_Atomic int conn;     /* the accepted socket, -1 */
 	bool sent_staging;
 	uint64_t next_stage;
-	unsigned n_requests[32]; /* by body */
+	_Atomic unsigned n_requests[32]; /* by body */
 	uint64_t last_ids[8];    /* of the last abort or release */
-	unsigned n_last_ids;
+	_Atomic unsigned n_last_ids;
 };
 
 void fake_init(struct fake *f);
