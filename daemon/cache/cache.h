@@ -169,7 +169,8 @@ struct cache_job;
 /*
  * Starts one commit; done runs later on the control thread, exactly once, in the order of submission for
  * commits of one layout whose parent is still in flight (a child waits for its parent's job). A job that
- * was cancelled still runs to its end but calls nobody. *ret_job is valid until done or cancelled.
+ * was cancelled calls nobody and publishes nothing, even when it was being packed: its staging memory may
+ * serve something else at once. *ret_job is valid until done or cancelled.
  */
 int cache_commit(struct cache_tenant *t, const struct cache_commit *c, cache_commit_fn done,
 	void *userdata, struct cache_job **ret_job);

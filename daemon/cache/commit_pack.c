@@ -63,6 +63,13 @@ static void run(struct work *work, void *context)
 		job_refuse(j, j->result.code, j->pack.error);
 }
 
+static void discard(struct cache_job *j)
+{
+	for (uint32_t p = 0; p < j->pack.n_planes; p++)
+		if (j->pack.plane[p].extent.pages)
+			pool_release(j->tenant->pool, &j->pack.plane[p].extent);
+}
+
 static void publish(struct cache_job *j)
 {
 	struct cache *c = j->tenant->cache;
@@ -71,11 +78,10 @@ static void publish(struct cache_job *j)
 	int r = block_publish(j->tenant, j->layout, &j->pack, j->parent, &b);
 
 	if (r < 0) {
-		for (uint32_t p = 0; p < j->pack.n_planes; p++)
-			if (j->pack.plane[p].extent.pages)
-				pool_release(j->tenant->pool, &j->pack.plane[p].extent);
+		discard(j);
 		job_refuse(j, r == -ENOSPC ? KVG_CODE_NO_SPACE : KVG_CODE_NO_MEMORY,
-			r == -ENOSPC ? "too many keys begin alike: use hashes" : "the daemon has no memory left");
+			r == -ENOSPC ? "too many keys begin alike: use hashes"
+				     : "the daemon has no memory left");
 		return;
 	}
 	payload = block_payload(b, b->held);
@@ -102,8 +108,12 @@ static void packed(struct work *work)
 	bool ok = j->result.code == KVG_CODE_OK;
 
 	commit_unreserve(j, ok ? j->pack.used : 0);
-	if (ok)
+	if (ok && j->cancelled) { /* its staging memory may have served something else meanwhile */
+		discard(j);
+		job_refuse(j, KVG_CODE_SHUTTING_DOWN, "cancelled");
+	} else if (ok) {
 		publish(j);
+	}
 	j->tenant->gauges_stale = true;
 	job_finish(j);
 }
