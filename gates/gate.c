@@ -63,7 +63,7 @@ static int read_file(const char *path, uint64_t limit, void **ret, size_t *ret_b
 
 	fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0)
-		return why(ret_why, why_size, -errno, "%s: %s", path, strerror(errno));
+		return why(ret_why, why_size, -errno, "%s", strerror(errno));
 	r = read_fd(fd, limit, ret, ret_bytes, ret_why, why_size);
 	close(fd);
 	return r;
