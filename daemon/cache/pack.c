@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/cache/pack_kernels.h"
 #include "daemon/cache/pack_order.h"
 #include "daemon/cache/pack_sink.h"
 #include "proto/plane.h"
@@ -32,12 +33,13 @@ struct scratch {
 
 struct packer {
 	struct sink sink[KVG_PLANES_MAX];
-	struct scratch keys;	/* u32 [runs][tokens] */
-	struct scratch cut;	/* u16 [runs][planes]: pairs of the run in this plane and better ones */
-	struct scratch scores;	/* f32 [heads][tokens] of one layer */
-	struct scratch sort;	/* u32 [tokens] */
+	const struct pack_kernels *kernels;
+	struct scratch keys; /* u32 [runs][tokens] */
+	struct scratch cut; /* u16 [runs][planes]: pairs of the run in this plane and better ones */
+	struct scratch scores; /* f32 [heads][tokens] of one layer */
+	struct scratch sort;   /* u32 [tokens] */
 	struct gate_scratch *gate_scratch;
-	const struct gate *gate;	/* that gate_scratch is for, by identity and digest */
+	const struct gate *gate; /* that gate_scratch is for, by identity and digest */
 	uint8_t gate_digest[32];
 	uint32_t gate_tokens;
 };
@@ -60,6 +62,7 @@ int packer_new(struct packer **ret)
 	if (!p)
 		return -ENOMEM;
 	memset(p, 0, sizeof(*p));
+	p->kernels = pack_kernels_best();
 	*ret = p;
 	return 0;
 }
@@ -68,6 +71,11 @@ static void drop(struct scratch *s)
 {
 	free(s->p);
 	*s = (struct scratch){0};
+}
+
+void packer_set_kernels(struct packer *p, const struct pack_kernels *kernels)
+{
+	p->kernels = kernels;
 }
 
 struct packer *packer_free(struct packer *p)
@@ -94,7 +102,8 @@ static bool grow(struct scratch *s, size_t bytes)
 	return s->p;
 }
 
-__attribute__((format(printf, 3, 4))) static int fail(struct pack_job *j, int code, const char *fmt, ...)
+__attribute__((format(printf, 3, 4))) static int fail(
+	struct pack_job *j, int code, const char *fmt, ...)
 {
 	va_list ap;
 
@@ -121,8 +130,8 @@ static int prepare_gate(struct pack *k)
 	const struct gate_info *info = gate_info(j->gate);
 
 	if (info->heads != k->heads)
-		return fail(j, KVG_CODE_BAD_GATE, "the gate scores %u heads, the layout has %u", info->heads,
-			k->heads);
+		return fail(j, KVG_CODE_BAD_GATE, "the gate scores %u heads, the layout has %u",
+			info->heads, k->heads);
 	if (p->gate_scratch && p->gate == j->gate && p->gate_tokens >= k->tokens &&
 		!memcmp(p->gate_digest, info->digest, sizeof(p->gate_digest)))
 		return KVG_CODE_OK;
@@ -150,14 +159,15 @@ static void layer_scores(struct pack *k, uint32_t layer, uint32_t gate_layer, fl
 		uint32_t hidden = gate_info(j->gate)->hidden;
 		size_t x = (size_t)k->tokens * hidden * dtype_bytes(j->hidden_dtype);
 
-		gate_score(j->gate, gate_layer, aux + gate_layer * x, j->hidden_dtype, hidden, k->tokens,
-			j->arithmetic, GATE_ISA_AUTO, k->packer->gate_scratch, ret, k->tokens);
+		gate_score(j->gate, gate_layer, aux + gate_layer * x, j->hidden_dtype, hidden,
+			k->tokens, j->arithmetic, GATE_ISA_AUTO, k->packer->gate_scratch, ret,
+			k->tokens);
 	}
 }
 
 /* Where the bands end in a sorted run. */
-static void cut_run(const struct pack_job *j, const uint32_t *keys, uint32_t tokens, uint32_t n_planes,
-	const uint32_t *bound, uint16_t *ret)
+static void cut_run(const struct pack_job *j, const uint32_t *keys, uint32_t tokens,
+	uint32_t n_planes, const uint32_t *bound, uint16_t *ret)
 {
 	uint32_t at = j->floor_pairs < tokens ? j->floor_pairs : tokens;
 
@@ -174,6 +184,7 @@ static int order_layer(struct pack *k, uint32_t layer, const uint32_t *bound)
 {
 	struct pack_job *j = k->job;
 	uint32_t gate_layer = gated(j, layer), first = layer * k->heads;
+	const struct pack_kernels *kernels = k->packer->kernels;
 	float *scores = k->packer->scores.p;
 
 	if (gate_layer == UINT32_MAX) {
@@ -185,10 +196,12 @@ static int order_layer(struct pack *k, uint32_t layer, const uint32_t *bound)
 	for (uint32_t h = 0; h < k->heads; h++) {
 		uint32_t *keys = k->keys + (size_t)(first + h) * k->tokens;
 
-		if (!order_keys(scores + (size_t)h * k->tokens, k->tokens, keys))
-			return fail(j, KVG_CODE_BAD_SCORES, "%s of layer %u, head %u: NaN or -inf among them",
-				j->input == STAGE_INPUT_SCORES ? "scores" : "the gate's scores", layer, h);
-		order_sort(keys, k->tokens, k->packer->sort.p);
+		if (!kernels->keys(scores + (size_t)h * k->tokens, k->tokens, keys))
+			return fail(j, KVG_CODE_BAD_SCORES,
+				"%s of layer %u, head %u: NaN or -inf among them",
+				j->input == STAGE_INPUT_SCORES ? "scores" : "the gate's scores",
+				layer, h);
+		kernels->sort(keys, k->tokens, k->packer->sort.p);
 		cut_run(j, keys, k->tokens, k->n_planes, bound,
 			k->cut + (size_t)(first + h) * k->n_planes);
 	}
@@ -205,7 +218,8 @@ static int order(struct pack *k)
 
 	if (!grow(&p->cut, (size_t)k->runs * k->n_planes * sizeof(*k->cut)) ||
 		(j->input != STAGE_INPUT_NONE &&
-			(!grow(&p->keys, pairs * sizeof(*k->keys)) || !grow(&p->sort, k->tokens * 4u) ||
+			(!grow(&p->keys, pairs * sizeof(*k->keys)) ||
+				!grow(&p->sort, k->tokens * 4u) ||
 				!grow(&p->scores, (size_t)k->heads * k->tokens * sizeof(float)))))
 		return fail(j, KVG_CODE_NO_MEMORY, "no memory to sort in");
 	k->keys = p->keys.p;
@@ -242,6 +256,7 @@ static const uint32_t *run_keys(const struct pack *k, uint32_t run, uint32_t pla
 static void count(struct pack *k)
 {
 	struct pack_job *j = k->job;
+	const struct pack_kernels *kernels = k->packer->kernels;
 	double mass[KVG_PLANES_MAX] = {0}, sum = 0;
 	/* Log scores (KVzap) reach below 0, and so does the edge of their last band. */
 	bool log_scores = j->n_edges && j->edges[j->n_edges - 1] < 0;
@@ -252,13 +267,18 @@ static void count(struct pack *k)
 			uint32_t n = run_pairs(k, r, p);
 
 			j->plane[p].pairs += n;
-			mass[p] += keys ? order_mass(keys, n, log_scores) : n;
+			if (!keys)
+				mass[p] += n;
+			else
+				mass[p] += log_scores ? order_log_mass(keys, n)
+						      : kernels->mass(keys, n);
 		}
 	for (uint32_t p = 0; p < k->n_planes; p++)
 		sum += mass[p];
 	for (uint32_t p = 0; p < k->n_planes; p++)
-		j->plane[p].mass = sum > 0 ? (float)(mass[p] / sum)
-					   : (float)j->plane[p].pairs / ((float)k->runs * (float)k->tokens);
+		j->plane[p].mass = sum > 0
+			? (float)(mass[p] / sum)
+			: (float)j->plane[p].pairs / ((float)k->runs * (float)k->tokens);
 }
 
 /* Plane 0 is always there: it says which block this is. */
@@ -288,13 +308,15 @@ static int allocate(struct pack *k)
 		if (!present(j, p))
 			continue;
 		plane_geometry(k->runs, j->plane[p].pairs, p == 0 && j->token_ids ? k->tokens : 0,
-			(uint32_t)k->k_row, (uint32_t)k->v_row, j->shape->opaque_bytes, &k->geometry[p]);
+			(uint32_t)k->k_row, (uint32_t)k->v_row, j->shape->opaque_bytes,
+			&k->geometry[p]);
 		j->plane[p].bytes = k->geometry[p].bytes;
 		r = pool_alloc_reserved(j->pool, j->plane[p].bytes, j->page_shift, e);
 		if (r < 0) {
 			release_all(j);
 			if (r == -ENOMEM)
-				return fail(j, KVG_CODE_NO_MEMORY, "the machine has no memory for the block");
+				return fail(j, KVG_CODE_NO_MEMORY,
+					"the machine has no memory for the block");
 			return fail(j, KVG_CODE_NO_SPACE, "no room for a plane of %llu bytes: %s",
 				(unsigned long long)k->geometry[p].bytes, strerror(-r));
 		}
@@ -324,6 +346,8 @@ static void write_cu(struct pack *k, struct sink *s, uint32_t plane)
 /* Token index, or score, of every pair of a plane. */
 static void write_u16(struct pack *k, struct sink *s, uint32_t plane, bool score)
 {
+	const struct pack_kernels *kernels = k->packer->kernels;
+
 	for (uint32_t r = 0; r < k->runs; r++) {
 		const uint32_t *keys = run_keys(k, r, plane);
 		uint32_t pairs = run_pairs(k, r, plane), n;
@@ -331,13 +355,13 @@ static void write_u16(struct pack *k, struct sink *s, uint32_t plane, bool score
 		for (uint32_t done = 0; done < pairs; done += n) {
 			uint16_t *to = sink_room(s, sizeof(*to), pairs - done, &n);
 
-			for (uint32_t i = 0; i < n; i++) {
-				if (keys)
-					to[i] = score ? order_score(keys[done + i])
-						      : order_token(keys[done + i]);
-				else
+			if (!keys)
+				for (uint32_t i = 0; i < n; i++)
 					to[i] = score ? KVG_SCORE_PROTECTED : (uint16_t)(done + i);
-			}
+			else if (score)
+				kernels->scores(keys + done, n, to);
+			else
+				kernels->tokens(keys + done, n, to);
 			sink_put(s, n * sizeof(*to));
 		}
 	}
@@ -353,24 +377,35 @@ static void write_ids(struct pack *k, struct sink *s)
 	if (j->ids)
 		sink_bytes(s, j->ids, (size_t)k->tokens * sizeof(*j->ids));
 	else
-		sink_bytes(s, j->stage + j->geometry.tokens_off, (size_t)k->tokens * sizeof(*j->ids));
+		sink_bytes(
+			s, j->stage + j->geometry.tokens_off, (size_t)k->tokens * sizeof(*j->ids));
 	sink_align(s);
 }
 
-/* K rows (or V rows) of all runs, each to its plane. */
+/* Where a run's K rows (V rows) lie in staging. */
+static const uint8_t *run_rows(const struct pack *k, uint32_t run, bool v)
+{
+	size_t k_bytes = k->k_row * k->tokens, v_bytes = k->v_row * k->tokens; /* of one run */
+	uint32_t layer = run / k->heads, head = run % k->heads;
+	const uint8_t *rows =
+		k->job->stage + k->job->geometry.kv_off + layer * k->heads * (k_bytes + v_bytes);
+
+	return v ? rows + k->heads * k_bytes + head * v_bytes : rows + head * k_bytes;
+}
+
+/* K rows (or V rows) of all runs, each to its plane; the next run's are fetched meanwhile. */
 static void write_rows(struct pack *k, bool v)
 {
-	const uint8_t *kv = k->job->stage + k->job->geometry.kv_off;
-	size_t row = v ? k->v_row : k->k_row, run_bytes = row * k->tokens;
-	size_t layer_bytes = (k->k_row + k->v_row) * k->tokens * k->heads;
+	size_t row = v ? k->v_row : k->k_row;
 
 	for (uint32_t r = 0; r < k->runs; r++) {
-		const uint8_t *base = kv + r / k->heads * layer_bytes +
-				      (v ? k->k_row * k->tokens * k->heads : 0) + r % k->heads * run_bytes;
+		const uint8_t *base = run_rows(k, r, v), *next = NULL;
 
+		if (r + 1 < k->runs)
+			next = run_rows(k, r + 1, v);
 		for (uint32_t p = 0; p < k->n_planes; p++)
-			sink_rows(&k->packer->sink[p], base, row, run_keys(k, r, p), run_pairs(k, r, p),
-				NULL);
+			sink_rows(&k->packer->sink[p], base, row, run_keys(k, r, p),
+				run_pairs(k, r, p), next ? next + run_begin(k, r, p) * row : NULL);
 	}
 	for (uint32_t p = 0; p < k->n_planes; p++)
 		sink_align(&k->packer->sink[p]);
@@ -412,7 +447,8 @@ static void write_planes(struct pack *k)
 	for (uint32_t p = 0; p < k->n_planes; p++) {
 		if (!present(j, p))
 			continue;
-		sink_open(&sink[p], (uint8_t *)j->plane[p].extent.addr + KVG_PLANE_HEADER_BYTES);
+		sink_open(&sink[p], k->packer->kernels,
+			(uint8_t *)j->plane[p].extent.addr + KVG_PLANE_HEADER_BYTES);
 		if (k->runs)
 			write_cu(k, &sink[p], p);
 		if (p == 0)
@@ -430,6 +466,7 @@ static void write_planes(struct pack *k)
 	for (uint32_t p = 0; p < k->n_planes; p++)
 		if (present(j, p))
 			write_header(k, p, sink_close(&sink[p]));
+	k->packer->kernels->store_end();
 }
 
 /* ---- the whole ----------------------------------------------------------------------------- */
@@ -502,5 +539,5 @@ bool pack_tokens_equal(const void *plane0, uint64_t avail, const uint32_t *token
 	struct plane_view v;
 
 	return plane_open(plane0, avail, &v) == 0 && v.n_token_ids == n &&
-	       !memcmp(v.ids, tokens, (size_t)n * sizeof(*tokens));
+		!memcmp(v.ids, tokens, (size_t)n * sizeof(*tokens));
 }

@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * pack_order: the order of the pairs of one (layer, head) - scores to f16, best first, ties by token.
- * Thread: any, pure. Locks: none. Blocks: never. Errors: scores that are NaN or -inf.
+ * Thread: any, pure. Locks: none. Blocks: never. Errors: none; the kernel keys() tells of bad scores.
  *
  * A pair is one u32 key, ascending = best first: its f16 score's bits, mapped so that greater scores are smaller
- * numbers, above its token index.
+ * numbers, above its token index. Kernels (pack_kernels.h):
+ *
+ * keys: of scores[0..n), in the order of tokens. Finite scores beyond f16's range take its largest value, so that +inf
+ * alone means protected; -0 becomes 0. False: NaN or -inf among them.
+ * sort: keys as keys() left them -> best first. scratch: n keys.
+ * mass: sum of min(score, 1), never less than 0 each.
  */
 #ifndef KVGATE_DAEMON_CACHE_PACK_ORDER_H
 #define KVGATE_DAEMON_CACHE_PACK_ORDER_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 /* f16 bits <-> upper half of a key; its own inverse. */
@@ -26,20 +30,11 @@ static inline uint16_t order_score(uint32_t key)
 	return order_flip((uint16_t)(key >> 16));
 }
 
-/*
- * Keys of scores[0..n), in the order of tokens. Finite scores beyond f16's range take its largest value, so that
- * +inf alone means protected; -0 becomes 0. False: NaN or -inf among them.
- */
-bool order_keys(const float *scores, uint32_t n, uint32_t *ret_keys);
-/* keys as order_keys() left them -> best first. scratch: n keys. */
-void order_sort(uint32_t *keys, uint32_t n, uint32_t *scratch);
-
 /* The last key whose score is >= edge. */
 uint32_t order_bound(float edge);
 /* How many leading keys of a sorted run are <= bound. */
 uint32_t order_count(const uint32_t *keys, uint32_t n, uint32_t bound);
-
-/* Sum of min(score, 1), never less than 0 each; log scores: of min(exp(score), 1). */
-double order_mass(const uint32_t *keys, uint32_t n, bool log_scores);
+/* As the kernel mass(), of log scores: sum of min(exp(score), 1). */
+double order_log_mass(const uint32_t *keys, uint32_t n);
 
 #endif

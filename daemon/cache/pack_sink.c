@@ -9,6 +9,7 @@
 #include <assert.h>
 #include <string.h>
 
+#include "daemon/cache/pack_kernels.h"
 #include "daemon/cache/pack_order.h"
 #include "proto/plane.h"
 
@@ -19,15 +20,16 @@ static void flush(struct sink *s)
 	uint32_t whole = s->fill & ~(LINE - 1);
 
 	s->crc = crc32c(s->crc, s->buffer, whole);
-	memcpy(s->dst, s->buffer, whole);
+	s->kernels->store(s->dst, s->buffer, whole);
 	s->dst += whole;
 	s->fill -= whole;
 	memcpy(s->buffer, s->buffer + whole, s->fill);
 }
 
-void sink_open(struct sink *s, void *dst)
+void sink_open(struct sink *s, const struct pack_kernels *kernels, void *dst)
 {
 	assert((uintptr_t)dst % LINE == 0);
+	s->kernels = kernels;
 	s->dst = dst;
 	s->fill = 0;
 	s->crc = 0;
@@ -63,7 +65,6 @@ void sink_bytes(struct sink *s, const void *src, size_t n)
 void sink_rows(struct sink *s, const uint8_t *base, size_t row, const uint32_t *keys, uint32_t n,
 	const uint8_t *ahead)
 {
-	(void)ahead;
 	if (!keys) {
 		sink_bytes(s, base, n * row);
 		return;
@@ -76,9 +77,10 @@ void sink_rows(struct sink *s, const uint8_t *base, size_t row, const uint32_t *
 	for (uint32_t k; n; n -= k, keys += k) {
 		uint8_t *room = sink_room(s, row, n, &k);
 
-		for (uint32_t i = 0; i < k; i++)
-			memcpy(room + i * row, base + order_token(keys[i]) * row, row);
+		s->kernels->rows(room, base, row, keys, k, ahead);
 		sink_put(s, k * row);
+		if (ahead)
+			ahead += k * row;
 	}
 }
 

@@ -29,7 +29,7 @@ struct staging {
 	int fd;
 	uint64_t bytes;
 	void *map;
-	struct arena arena;	/* the control thread's */
+	struct arena arena; /* the control thread's */
 };
 
 int staging_new(uint64_t bytes, struct staging **ret)
@@ -119,7 +119,8 @@ void staging_punch(struct staging *s, uint64_t offset, uint64_t bytes)
 
 	assert(offset % UNIT == 0);
 	/* A page that cannot be punched is only not given back yet: the next release of its run tries again. */
-	fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)(units * UNIT));
+	fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
+		(off_t)(units * UNIT));
 }
 
 void staging_free_run(struct staging *s, uint64_t offset, uint64_t bytes)

@@ -13,13 +13,13 @@
 
 /* Of every page. Only those of a free run's first page (all) and last page (`run`) mean something. */
 struct arena_node {
-	uint32_t left, right;	/* in the tree of free runs */
-	uint32_t run;		/* pages in this free run; 0 inside one and where pages are used */
+	uint32_t left, right; /* in the tree of free runs */
+	uint32_t run;         /* pages in this free run; 0 inside one and where pages are used */
 };
 
 struct arena {
 	struct arena_node *node;
-	uint64_t *used;		/* bit per page; others may read it (bitmap.h) */
+	uint64_t *used; /* bit per page; others may read it (bitmap.h) */
 	uint32_t pages, free;
 	uint32_t root;
 };

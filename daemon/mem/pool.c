@@ -215,7 +215,8 @@ static void release_set_aside(struct pool *p, const struct pool_tenant *but)
 
 /* ---- allocation ---------------------------------------------------------------------------- */
 
-static int find_room(struct pool_tenant *t, uint32_t pages, unsigned page_shift, struct pool_slot **ret)
+static int find_room(
+	struct pool_tenant *t, uint32_t pages, unsigned page_shift, struct pool_slot **ret)
 {
 	for (uint32_t i = 0; i < t->n_slots; i++)
 		if (t->slot[i].page_shift == page_shift && t->slot[i].room >= pages) {
@@ -255,8 +256,8 @@ static void give_cold_pages(struct pool_tenant *t, const struct extent *e, struc
 }
 
 /* Everything but the system call that backs the pages; what is to be backed counts as such from here on. */
-static int take_pages(struct pool_tenant *t, uint32_t pages, unsigned page_shift, struct extent *ret,
-	struct segment **ret_segment, struct segment_part *ret_cold)
+static int take_pages(struct pool_tenant *t, uint32_t pages, unsigned page_shift,
+	struct extent *ret, struct segment **ret_segment, struct segment_part *ret_cold)
 {
 	struct pool *p = t->pool;
 	struct pool_slot *slot;
@@ -342,7 +343,8 @@ int pool_alloc(struct pool_tenant *t, uint64_t bytes, unsigned page_shift, struc
 	return alloc(t, bytes, page_shift, false, ret);
 }
 
-int pool_alloc_reserved(struct pool_tenant *t, uint64_t bytes, unsigned page_shift, struct extent *ret)
+int pool_alloc_reserved(
+	struct pool_tenant *t, uint64_t bytes, unsigned page_shift, struct extent *ret)
 {
 	return alloc(t, bytes, page_shift, true, ret);
 }
@@ -464,7 +466,8 @@ struct pool_tenant *pool_tenant_free(struct pool_tenant *t)
 
 		if (s->memory.set_aside)
 			p->resident -= (uint64_t)segment_used(s) << s->page_shift;
-		segment_free(take_segment(t, t->n_slots - 1)); /* not punched: what clients have pinned stays theirs */
+		segment_free(take_segment(t,
+			t->n_slots - 1)); /* not punched: what clients have pinned stays theirs */
 	}
 	p->used -= t->used;
 	if (t->next)

@@ -18,33 +18,34 @@
 
 #include "proto/shm.h"
 
-struct tier_ops;	/* daemon/mem/tier.h: how a tier makes, maps, punches and closes a segment */
+struct tier_ops; /* daemon/mem/tier.h: how a tier makes, maps, punches and closes a segment */
 struct pool;
 struct pool_tenant;
 
 struct pool_options {
-	const struct tier_ops *tier;	/* tier_host, or tier_fault in tests */
-	uint64_t budget;		/* bytes in use, all tenants */
-	uint64_t segment_bytes;		/* power of two */
-	int numa_node;			/* -1 */
+	const struct tier_ops *tier; /* tier_host, or tier_fault in tests */
+	uint64_t budget;             /* bytes in use, all tenants */
+	uint64_t segment_bytes;      /* power of two */
+	int numa_node;               /* -1 */
 	bool huge_pages;
-	bool prefault;			/* a background thread backs free pages, up to the budget */
+	bool prefault; /* a background thread backs free pages, up to the budget */
 };
 int pool_new(const struct pool_options *o, struct pool **ret);
 struct pool *pool_free(struct pool *p);
-void pool_set_budget(struct pool *p, uint64_t bytes);	/* may be less than is in use: nothing is taken, allocation fails */
+void pool_set_budget(struct pool *p,
+	uint64_t bytes); /* may be less than is in use: nothing is taken, allocation fails */
 
 int pool_tenant_new(struct pool *p, struct pool_tenant **ret);
-struct pool_tenant *pool_tenant_free(struct pool_tenant *t);	/* all its segments are given back */
+struct pool_tenant *pool_tenant_free(struct pool_tenant *t); /* all its segments are given back */
 
 /* A run of pages in one segment. */
 struct extent {
-	uint32_t segment;	/* id, unique in the pool for ever */
+	uint32_t segment; /* id, unique in the pool for ever */
 	uint32_t page;
 	uint32_t pages;
 	uint8_t page_shift;
-	uint8_t tier;		/* enum kvg_tier */
-	void *addr;		/* where the daemon has it mapped, read-write */
+	uint8_t tier; /* enum kvg_tier */
+	void *addr;   /* where the daemon has it mapped, read-write */
 };
 /* Room for `bytes` in pages of 1 << page_shift. */
 int pool_alloc(struct pool_tenant *t, uint64_t bytes, unsigned page_shift, struct extent *ret);
@@ -58,10 +59,11 @@ static inline uint64_t extent_bytes(const struct extent *e)
  * The budget is charged before the worker that packs allocates, so that allocation cannot fail for lack of
  * budget half-way: reserve worst-case bytes, allocate from the reservation, give the rest back.
  */
-int pool_reserve(struct pool *p, uint64_t bytes);	/* -ENOSPC */
+int pool_reserve(struct pool *p, uint64_t bytes); /* -ENOSPC */
 void pool_unreserve(struct pool *p, uint64_t bytes);
 /* As pool_alloc, charged to bytes reserved before. */
-int pool_alloc_reserved(struct pool_tenant *t, uint64_t bytes, unsigned page_shift, struct extent *ret);
+int pool_alloc_reserved(
+	struct pool_tenant *t, uint64_t bytes, unsigned page_shift, struct extent *ret);
 /* Undoes that: the bytes are reserved again. */
 void pool_release_reserved(struct pool_tenant *t, const struct extent *e);
 
@@ -69,16 +71,17 @@ struct pool_segment {
 	uint32_t id;
 	uint64_t bytes;
 	uint8_t page_shift, tier;
-	int fd;		/* borrowed; read-only description */
+	int fd; /* borrowed; read-only description */
 	void *addr;
 };
 /* Of the thread that calls pool_reserve(): the fd stays open until its next reservation, whatever workers do meanwhile. */
-int pool_segment_get(struct pool_tenant *t, uint32_t id, struct pool_segment *ret);	/* -ENOENT */
+int pool_segment_get(struct pool_tenant *t, uint32_t id, struct pool_segment *ret); /* -ENOENT */
 
 struct pool_stat {
 	uint64_t budget, used, reserved, resident, segments;
 };
 void pool_stat(struct pool *p, struct pool_stat *ret);
-void pool_tenant_stat(struct pool_tenant *t, struct pool_stat *ret);	/* used, resident, segments of the tenant */
+void pool_tenant_stat(
+	struct pool_tenant *t, struct pool_stat *ret); /* used, resident, segments of the tenant */
 
 #endif

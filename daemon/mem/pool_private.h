@@ -14,7 +14,7 @@
 /* A tenant's segments, oldest (lowest id) first; what a search looks at lies side by side. */
 struct pool_slot {
 	struct segment *segment;
-	uint32_t room;		/* longest free run */
+	uint32_t room; /* longest free run */
 	uint32_t page_shift;
 };
 
@@ -33,13 +33,13 @@ struct pool {
 	struct pool_tenant *tenants;
 	uint32_t last_id;
 	uint32_t n_segments;
-	struct segment *retired;	/* given back; a borrowed fd may still be in use */
+	struct segment *retired; /* given back; a borrowed fd may still be in use */
 
 	pthread_t prefault;
 	bool prefault_runs, stop;
-	pthread_cond_t wake;		/* the prefault thread may have something to do */
+	pthread_cond_t wake; /* the prefault thread may have something to do */
 	pthread_cond_t step_done;
-	struct segment *stepping;	/* its idle pages are being backed right now, without the lock */
+	struct segment *stepping; /* its idle pages are being backed right now, without the lock */
 };
 
 int pool_add_segment(struct pool_tenant *t, unsigned page_shift, struct pool_slot **ret);

@@ -12,7 +12,8 @@
 
 #include "daemon/mem/pool_private.h"
 
-#define STEP_SHIFT 20	/* 1 MiB: some hundred microseconds: as long as anybody may have to wait for `stepping` */
+#define STEP_SHIFT                                                                                 \
+	20 /* 1 MiB: some hundred microseconds: as long as anybody may have to wait for `stepping` */
 
 /* The segment with the longest free run among those with cold pages. */
 static struct segment *choose(struct pool *p)
@@ -24,8 +25,9 @@ static struct segment *choose(struct pool *p)
 			const struct pool_slot *slot = &t->slot[i];
 
 			if (slot->segment->n_backed < slot->segment->arena.pages &&
-				(!best || (uint64_t)slot->room << slot->page_shift >
-						  (uint64_t)best->room << best->page_shift))
+				(!best ||
+					(uint64_t)slot->room << slot->page_shift >
+						(uint64_t)best->room << best->page_shift))
 				best = slot;
 		}
 	return best ? best->segment : NULL;

@@ -63,7 +63,8 @@ void segment_retire(struct segment *s)
 	s->n_backed = 0;
 }
 
-void segment_cold(const struct segment *s, uint32_t page, uint32_t pages, struct segment_part *ret_part)
+void segment_cold(
+	const struct segment *s, uint32_t page, uint32_t pages, struct segment_part *ret_part)
 {
 	uint32_t end = page + pages, first = bitmap_next_clear(s->backed, page, end);
 

@@ -15,11 +15,11 @@ struct segment {
 	const struct tier_ops *tier;
 	struct tier_memory memory;
 	struct arena arena;
-	uint64_t *backed;	/* bit per page */
+	uint64_t *backed; /* bit per page */
 	uint32_t n_backed;
 	uint32_t id;
 	uint8_t page_shift;
-	struct segment *next;	/* in the pool's list of those given back */
+	struct segment *next; /* in the pool's list of those given back */
 };
 
 int segment_new(const struct tier_ops *tier, const struct tier_request *q, unsigned page_shift,
@@ -48,7 +48,8 @@ static inline uint32_t segment_idle(const struct segment *s)
 }
 
 /* The least part of the run that covers its pages that are not backed; pages 0 when there are none. */
-void segment_cold(const struct segment *s, uint32_t page, uint32_t pages, struct segment_part *ret_part);
+void segment_cold(
+	const struct segment *s, uint32_t page, uint32_t pages, struct segment_part *ret_part);
 /* The next free pages that are not backed, at most `limit`: for the one that backs ahead of need. */
 void segment_next_cold(const struct segment *s, uint32_t limit, struct segment_part *ret_part);
 void segment_mark_backed(struct segment *s, const struct segment_part *part);

@@ -15,43 +15,46 @@
 #include <stdint.h>
 
 struct tier_request {
-	uint64_t bytes;		/* power of two */
-	int numa_node;		/* -1: the kernel's default */
+	uint64_t bytes; /* power of two */
+	int numa_node;  /* -1: the kernel's default */
 	bool huge_pages;
 };
 
 /* One segment's memory. */
 struct tier_memory {
 	uint64_t bytes;
-	void *addr;		/* read-write; NULL where the daemon itself has no access */
-	int fd;			/* the daemon's own */
-	int client_fd;		/* for clients: a read-only description */
-	bool set_aside;		/* taken from memory reserved at boot (hugetlb): nobody gains by a punch */
+	void *addr;     /* read-write; NULL where the daemon itself has no access */
+	int fd;         /* the daemon's own */
+	int client_fd;  /* for clients: a read-only description */
+	bool set_aside; /* taken from memory reserved at boot (hugetlb): nobody gains by a punch */
 };
 
 struct tier_ops {
 	const char *name;
-	uint8_t tier;		/* enum kvg_tier */
+	uint8_t tier; /* enum kvg_tier */
 	/* Makes a segment, sparse where the tier can be, protected and mapped. */
-	int (*open)(const struct tier_ops *t, const struct tier_request *q, struct tier_memory *ret);
+	int (*open)(
+		const struct tier_ops *t, const struct tier_request *q, struct tier_memory *ret);
 	/* Makes sure that the bytes are there: writing to them cannot fail afterwards. Contents stay. */
-	int (*back)(const struct tier_ops *t, const struct tier_memory *m, uint64_t offset, uint64_t bytes);
+	int (*back)(const struct tier_ops *t, const struct tier_memory *m, uint64_t offset,
+		uint64_t bytes);
 	/* Gives the bytes' memory back; they read as zeros afterwards, in every process. */
-	int (*punch)(const struct tier_ops *t, const struct tier_memory *m, uint64_t offset, uint64_t bytes);
+	int (*punch)(const struct tier_ops *t, const struct tier_memory *m, uint64_t offset,
+		uint64_t bytes);
 	/* The daemon's own mapping goes; the fds stay open. */
 	void (*unmap)(const struct tier_ops *t, struct tier_memory *m);
 	/* Everything of ours goes, a mapping too; what clients have mapped stays as it is, for them. */
 	void (*close)(const struct tier_ops *t, struct tier_memory *m);
 };
 
-extern const struct tier_ops tier_host;	/* memfds */
+extern const struct tier_ops tier_host; /* memfds */
 
 /* Lets everything through to `below`, but for the operation whose turn it is; for tests. */
 struct tier_fault {
-	struct tier_ops ops;		/* give &f->ops to the pool */
+	struct tier_ops ops; /* give &f->ops to the pool */
 	const struct tier_ops *below;
-	int error;			/* negative errno */
-	atomic_long countdown;		/* 1: the next operation that can fail does, once */
+	int error;             /* negative errno */
+	atomic_long countdown; /* 1: the next operation that can fail does, once */
 };
 void tier_fault_init(struct tier_fault *f, const struct tier_ops *below, int error);
 

@@ -4,7 +4,8 @@
 
 static struct tier_fault *fault(const struct tier_ops *t)
 {
-	return (struct tier_fault *)(uintptr_t)t; /* ops is the first member; the countdown is ours to change */
+	return (struct tier_fault *)(uintptr_t)
+		t; /* ops is the first member; the countdown is ours to change */
 }
 
 static bool fails(const struct tier_ops *t)
@@ -14,23 +15,24 @@ static bool fails(const struct tier_ops *t)
 	return atomic_load(&f->countdown) > 0 && atomic_fetch_sub(&f->countdown, 1) == 1;
 }
 
-static int fault_open(const struct tier_ops *t, const struct tier_request *q, struct tier_memory *ret)
+static int fault_open(
+	const struct tier_ops *t, const struct tier_request *q, struct tier_memory *ret)
 {
 	const struct tier_ops *below = fault(t)->below;
 
 	return fails(t) ? fault(t)->error : below->open(below, q, ret);
 }
 
-static int fault_back(const struct tier_ops *t, const struct tier_memory *m, uint64_t offset,
-	uint64_t bytes)
+static int fault_back(
+	const struct tier_ops *t, const struct tier_memory *m, uint64_t offset, uint64_t bytes)
 {
 	const struct tier_ops *below = fault(t)->below;
 
 	return fails(t) ? fault(t)->error : below->back(below, m, offset, bytes);
 }
 
-static int fault_punch(const struct tier_ops *t, const struct tier_memory *m, uint64_t offset,
-	uint64_t bytes)
+static int fault_punch(
+	const struct tier_ops *t, const struct tier_memory *m, uint64_t offset, uint64_t bytes)
 {
 	const struct tier_ops *below = fault(t)->below;
 
@@ -54,15 +56,16 @@ static void fault_close(const struct tier_ops *t, struct tier_memory *m)
 void tier_fault_init(struct tier_fault *f, const struct tier_ops *below, int error)
 {
 	*f = (struct tier_fault){
-		.ops = {
-			.name = "fault",
-			.tier = below->tier,
-			.open = fault_open,
-			.back = fault_back,
-			.punch = fault_punch,
-			.unmap = fault_unmap,
-			.close = fault_close,
-		},
+		.ops =
+			{
+				.name = "fault",
+				.tier = below->tier,
+				.open = fault_open,
+				.back = fault_back,
+				.punch = fault_punch,
+				.unmap = fault_unmap,
+				.close = fault_close,
+			},
 		.below = below,
 		.error = error,
 	};

@@ -28,7 +28,7 @@
 #ifndef MFD_HUGE_2MB
 #define MFD_HUGE_2MB (21u << 26)
 #endif
-#define NODES_MAX 1024	/* the kernel's own limit */
+#define NODES_MAX 1024 /* the kernel's own limit */
 
 static void host_unmap(const struct tier_ops *t, struct tier_memory *m)
 {
@@ -66,7 +66,8 @@ static int open_one(const struct tier_ops *t, const struct tier_request *q, bool
 	void *addr;
 	int r;
 
-	r = memfd_new("kvgate-segment", q->bytes, 0400, hugetlb ? MFD_HUGETLB | MFD_HUGE_2MB : 0, &m.fd);
+	r = memfd_new(
+		"kvgate-segment", q->bytes, 0400, hugetlb ? MFD_HUGETLB | MFD_HUGE_2MB : 0, &m.fd);
 	if (r < 0)
 		return r;
 	r = memfd_read_only(m.fd, &m.client_fd);
@@ -92,15 +93,16 @@ fail:
 	return r;
 }
 
-static int host_open(const struct tier_ops *t, const struct tier_request *q, struct tier_memory *ret)
+static int host_open(
+	const struct tier_ops *t, const struct tier_request *q, struct tier_memory *ret)
 {
 	if (q->huge_pages && open_one(t, q, true, ret) == 0)
 		return 0;
 	return open_one(t, q, false, ret);
 }
 
-static int host_back(const struct tier_ops *t, const struct tier_memory *m, uint64_t offset,
-	uint64_t bytes)
+static int host_back(
+	const struct tier_ops *t, const struct tier_memory *m, uint64_t offset, uint64_t bytes)
 {
 	int r;
 
@@ -111,13 +113,14 @@ static int host_back(const struct tier_ops *t, const struct tier_memory *m, uint
 	return r < 0 ? -errno : 0;
 }
 
-static int host_punch(const struct tier_ops *t, const struct tier_memory *m, uint64_t offset,
-	uint64_t bytes)
+static int host_punch(
+	const struct tier_ops *t, const struct tier_memory *m, uint64_t offset, uint64_t bytes)
 {
 	(void)t;
-	return fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes) < 0
-		       ? -errno
-		       : 0;
+	return fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
+		       (off_t)bytes) < 0
+		? -errno
+		: 0;
 }
 
 const struct tier_ops tier_host = {

@@ -51,9 +51,9 @@ struct gate_scratch *gate_scratch_free(struct gate_scratch *s)
 	return NULL;
 }
 
-void gate_score(const struct gate *g, uint32_t layer, const void *x, uint32_t x_dtype, size_t x_stride,
-	uint32_t tokens, enum gate_arithmetic arithmetic, enum gate_isa isa, struct gate_scratch *scratch,
-	float *ret_scores, size_t score_stride)
+void gate_score(const struct gate *g, uint32_t layer, const void *x, uint32_t x_dtype,
+	size_t x_stride, uint32_t tokens, enum gate_arithmetic arithmetic, enum gate_isa isa,
+	struct gate_scratch *scratch, float *ret_scores, size_t score_stride)
 {
 	(void)arithmetic;
 	(void)isa;
@@ -64,7 +64,7 @@ void gate_score(const struct gate *g, uint32_t layer, const void *x, uint32_t x_
 			size_t at = t * x_stride + h;
 
 			ret_scores[h * score_stride + t] = x_dtype == KVG_DTYPE_F32
-								   ? ((const float *)x)[at]
-								   : bf16_to_f32(((const uint16_t *)x)[at]);
+				? ((const float *)x)[at]
+				: bf16_to_f32(((const uint16_t *)x)[at]);
 		}
 }

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-set(PACK ${CMAKE_SOURCE_DIR}/daemon/cache/pack.c ${CMAKE_SOURCE_DIR}/daemon/cache/pack_order.c
-	${CMAKE_SOURCE_DIR}/daemon/cache/pack_sink.c)
+file(GLOB PACK CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/daemon/cache/pack*.c)
 kvg_test(test_arena SOURCES test_arena.c LIBS kvmem LABELS unit)
 kvg_test(test_segment SOURCES test_segment.c LIBS kvmem LABELS unit)
 kvg_test(test_pool SOURCES test_pool.c LIBS kvmem LABELS unit)

@@ -71,7 +71,8 @@ static void random_ops(uint32_t pages, uint32_t longest, int ops)
 	for (int i = 0; i < ops; i++) {
 		/* fill up and drain in waves, so that both full and fragmented states are met */
 		if (rnd(100) < ((i / 500) % 2 ? 35u : 65u)) {
-			uint32_t want = 1 + rnd(rnd(8) ? longest / 8 + 1 : longest), largest, page = 0;
+			uint32_t want = 1 + rnd(rnd(8) ? longest / 8 + 1 : longest), largest,
+				 page = 0;
 			uint32_t expect = model_best(used, pages, want, &largest);
 			int r = arena_alloc(&a, want, &page);
 

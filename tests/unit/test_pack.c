@@ -17,6 +17,7 @@
 #include <cmocka.h>
 
 #include "daemon/cache/pack.h"
+#include "daemon/cache/pack_kernels.h"
 #include "daemon/mem/tier.h"
 #include "fake_gate.h"
 #include "proto/plane.h"
@@ -40,7 +41,7 @@ struct block {
 	bool some_ungated;
 	uint32_t hidden_dtype;
 	float edges[KVG_PLANES_MAX - 1];
-	int kind;	/* of scores, see fill_scores */
+	int kind; /* of scores, see fill_scores */
 	unsigned page_shift;
 };
 
@@ -54,13 +55,23 @@ struct bench {
 static int setup(void **state)
 {
 	struct bench *b = calloc(1, sizeof(*b));
-	struct pool_options o = {.tier = &b->fault.ops, .budget = 192 * MIB, .segment_bytes = 64 * MIB, .numa_node = -1};
+	struct pool_options o = {.tier = &b->fault.ops,
+		.budget = 192 * MIB,
+		.segment_bytes = 64 * MIB,
+		.numa_node = -1};
 
 	tier_fault_init(&b->fault, &tier_host, -ENOMEM);
 	assert_int_equal(pool_new(&o, &b->pool), 0);
 	assert_int_equal(pool_tenant_new(b->pool, &b->tenant), 0);
 	assert_int_equal(packer_new(&b->packer), 0);
 	*state = b;
+	return 0;
+}
+
+static int setup_plain(void **state)
+{
+	setup(state);
+	packer_set_kernels(((struct bench *)*state)->packer, &pack_kernels_plain);
 	return 0;
 }
 
@@ -108,7 +119,7 @@ static float random_score(int kind)
 struct staged {
 	struct stage_geometry g;
 	uint8_t *mem;
-	float *score;	/* [layers][heads][tokens] */
+	float *score; /* [layers][heads][tokens] */
 	uint32_t *ids;
 	uint32_t *layer_gate;
 	uint32_t gated;
@@ -120,7 +131,8 @@ static void stage(const struct block *b, struct staged *ret)
 	const struct kv_shape *s = &b->shape;
 	uint32_t runs = s->opaque_bytes ? 0 : s->layers * s->heads;
 	struct staged st = {.hidden = s->heads + 3};
-	struct stage_format f = {.input = b->input, .hidden = st.hidden, .hidden_dtype = b->hidden_dtype};
+	struct stage_format f = {
+		.input = b->input, .hidden = st.hidden, .hidden_dtype = b->hidden_dtype};
 
 	st.layer_gate = calloc(s->layers + 1, sizeof(*st.layer_gate));
 	for (uint32_t l = 0; l < s->layers; l++)
@@ -147,17 +159,19 @@ static void stage(const struct block *b, struct staged *ret)
 
 			if (b->input == STAGE_INPUT_HIDDEN && b->hidden_dtype == KVG_DTYPE_BF16)
 				v = bf16_to_f32(bf16_from_f32(v));
-			st.score[(size_t)r * b->tokens + t] = gl == UINT32_MAX || b->input == STAGE_INPUT_NONE
-								      ? INFINITY
-								      : v;
+			st.score[(size_t)r * b->tokens + t] =
+				gl == UINT32_MAX || b->input == STAGE_INPUT_NONE ? INFINITY : v;
 			if (b->input == STAGE_INPUT_SCORES)
 				((float *)(st.mem + st.g.aux_off))[(size_t)r * b->tokens + t] =
-					gl == UINT32_MAX ? NAN : v; /* of ungated layers nobody looks at them */
+					gl == UINT32_MAX
+					? NAN
+					: v; /* of ungated layers nobody looks at them */
 			else if (b->input == STAGE_INPUT_HIDDEN && gl != UINT32_MAX) {
 				if (b->hidden_dtype == KVG_DTYPE_F32)
 					((float *)(st.mem + st.g.aux_off))[at] = v;
 				else
-					((uint16_t *)(st.mem + st.g.aux_off))[at] = bf16_from_f32(v);
+					((uint16_t *)(st.mem + st.g.aux_off))[at] =
+						bf16_from_f32(v);
 			}
 		}
 	*ret = st;
@@ -183,8 +197,8 @@ static uint32_t plane_of(const struct block *b, float score, uint32_t rank)
 	return p;
 }
 
-static const uint8_t *source_row(const struct block *b, const struct staged *st, uint32_t run, uint32_t token,
-	bool v)
+static const uint8_t *source_row(
+	const struct block *b, const struct staged *st, uint32_t run, uint32_t token, bool v)
 {
 	const struct kv_shape *s = &b->shape;
 	size_t es = dtype_bytes(s->dtype), k_row = s->k_dim * es, v_row = s->v_dim * es;
@@ -204,8 +218,9 @@ static void check_gaps(const uint8_t *p, const struct plane_view *v)
 	struct {
 		const void *from;
 		size_t bytes;
-	} part[] = {{p, sizeof(struct kvg_plane_header)}, {v->cu, v->runs ? (v->runs + 1) * 4ul : 0},
-		{v->ids, v->n_token_ids * 4ul}, {v->index, v->pairs * 2ul}, {v->score, v->pairs * 2ul},
+	} part[] = {{p, sizeof(struct kvg_plane_header)},
+		{v->cu, v->runs ? (v->runs + 1) * 4ul : 0}, {v->ids, v->n_token_ids * 4ul},
+		{v->index, v->pairs * 2ul}, {v->score, v->pairs * 2ul},
 		{v->k, v->opaque ? v->opaque_bytes : (size_t)v->pairs * v->k_row},
 		{v->v, (size_t)v->pairs * v->v_row}};
 	const uint8_t *at = p;
@@ -234,8 +249,8 @@ static int better(const void *va, const void *vb)
 	return a->token < b->token ? -1 : 1;
 }
 
-static void check_run(const struct block *b, const struct staged *st, const struct plane_view *v, uint32_t run,
-	double *mass)
+static void check_run(const struct block *b, const struct staged *st, const struct plane_view *v,
+	uint32_t run, double *mass)
 {
 	struct rank *rank = malloc(b->tokens * sizeof(*rank));
 	uint32_t at[KVG_PLANES_MAX] = {0};
@@ -248,7 +263,8 @@ static void check_run(const struct block *b, const struct staged *st, const stru
 	qsort(rank, b->tokens, sizeof(*rank), better);
 	for (uint32_t i = 0; i < b->tokens; i++) {
 		uint32_t p = plane_of(b, rank[i].score, i), pair;
-		double m = b->kind == 5 && rank[i].score < INFINITY ? exp(rank[i].score) : rank[i].score;
+		double m = b->kind == 5 && rank[i].score < INFINITY ? exp(rank[i].score)
+								    : rank[i].score;
 
 		assert_true(v[p].runs > 0);
 		pair = v[p].cu[run] + at[p]++;
@@ -267,7 +283,8 @@ static void check_run(const struct block *b, const struct staged *st, const stru
 	free(rank);
 }
 
-static void init_job(const struct block *b, struct bench *e, const struct staged *st, struct pack_job *j)
+static void init_job(
+	const struct block *b, struct bench *e, const struct staged *st, struct pack_job *j)
 {
 	static const uint8_t fingerprint[32] = {1, 2, 3, 250};
 	static const struct kvg_key key = {{9, 8, 7, 251}};
@@ -319,9 +336,11 @@ static void check_planes(const struct block *b, const struct staged *st, const s
 		assert_int_equal(v[p].tokens, b->tokens);
 		assert_int_equal(v[p].pairs, j->plane[p].pairs);
 		assert_int_equal(v[p].bytes, j->plane[p].bytes);
-		assert_int_equal(e->pages, (v[p].bytes + (1u << b->page_shift) - 1) >> b->page_shift);
+		assert_int_equal(
+			e->pages, (v[p].bytes + (1u << b->page_shift) - 1) >> b->page_shift);
 		assert_int_equal(v[p].n_token_ids, b->ids && p == 0 ? b->tokens : 0);
-		assert_int_equal(pack_tokens_equal(e->addr, extent_bytes(e), st->ids, b->tokens), b->ids && p == 0);
+		assert_int_equal(pack_tokens_equal(e->addr, extent_bytes(e), st->ids, b->tokens),
+			b->ids && p == 0);
 		check_gaps(e->addr, &v[p]);
 		got += j->plane[p].mass;
 	}
@@ -373,7 +392,12 @@ static const float log_edges[] = {-1, -2, -3, -4, -5, -6};
 static struct block usual(void)
 {
 	struct block b = {
-		.shape = {.layers = 4, .heads = 3, .tokens = 64, .k_dim = 32, .v_dim = 32, .dtype = KVG_DTYPE_BF16},
+		.shape = {.layers = 4,
+			.heads = 3,
+			.tokens = 64,
+			.k_dim = 32,
+			.v_dim = 32,
+			.dtype = KVG_DTYPE_BF16},
 		.tokens = 64,
 		.n_edges = 6,
 		.input = STAGE_INPUT_SCORES,
@@ -387,8 +411,8 @@ static struct block usual(void)
 
 static void test_dtypes_and_dims(void **state)
 {
-	static const uint32_t dims[][2] = {{1, 1}, {32, 32}, {128, 128}, {80, 48}, {192, 128}, {64, 512}, {7, 5},
-		{4096, 4096}, {576, 1}};
+	static const uint32_t dims[][2] = {{1, 1}, {32, 32}, {128, 128}, {80, 48}, {192, 128},
+		{64, 512}, {7, 5}, {4096, 4096}, {576, 1}};
 
 	for (uint32_t dtype = KVG_DTYPE_BF16; dtype <= KVG_DTYPE_FP8_E5M2; dtype++)
 		for (size_t d = 0; d < sizeof(dims) / sizeof(dims[0]); d++) {
@@ -456,8 +480,10 @@ static void test_opaque(void **state)
 	static const uint64_t sizes[] = {1, 63, 64, 4095, 4096, 4097, 1000003, 5 << 20};
 
 	for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
-		struct block b = {.shape = {.tokens = 16, .opaque_bytes = sizes[i]}, .tokens = 16,
-			.page_shift = 12, .ids = i & 1};
+		struct block b = {.shape = {.tokens = 16, .opaque_bytes = sizes[i]},
+			.tokens = 16,
+			.page_shift = 12,
+			.ids = i & 1};
 
 		pack_and_check(*state, &b);
 	}
@@ -482,24 +508,38 @@ static void test_worst_case(void **state)
 		b.kind = (int)(rnd() % 5);
 		pack_and_check(e, &b); /* asserts used <= reserved */
 		assert_true(pack_worst_case(&b.shape, b.n_edges, b.page_shift) <=
-			    shape_kv_bytes(&b.shape, b.tokens) + shape_runs(&b.shape) * b.tokens * 4ull + b.tokens * 4ull +
-				    (b.n_edges + 1) * ((1ull << b.page_shift) + 1024));
+			shape_kv_bytes(&b.shape, b.tokens) +
+				shape_runs(&b.shape) * b.tokens * 4ull + b.tokens * 4ull +
+				(b.n_edges + 1) * ((1ull << b.page_shift) + 1024));
 	}
 }
 
 static void test_page_shift(void **state)
 {
-	struct kv_shape qwen = {.layers = 36, .heads = 8, .tokens = 256, .k_dim = 128, .v_dim = 128,
+	struct kv_shape qwen = {.layers = 36,
+		.heads = 8,
+		.tokens = 256,
+		.k_dim = 128,
+		.v_dim = 128,
 		.dtype = KVG_DTYPE_BF16};
-	struct kv_shape lab = {.layers = 8, .heads = 4, .tokens = 256, .k_dim = 32, .v_dim = 32,
+	struct kv_shape lab = {.layers = 8,
+		.heads = 4,
+		.tokens = 256,
+		.k_dim = 32,
+		.v_dim = 32,
 		.dtype = KVG_DTYPE_BF16};
-	struct kv_shape tiny = {.layers = 1, .heads = 1, .tokens = 1, .k_dim = 1, .v_dim = 1,
+	struct kv_shape tiny = {.layers = 1,
+		.heads = 1,
+		.tokens = 1,
+		.k_dim = 1,
+		.v_dim = 1,
 		.dtype = KVG_DTYPE_BF16};
 
 	(void)state;
 	assert_int_equal(pack_page_shift(&qwen, 7), 16);
 	assert_int_equal(pack_page_shift(&lab, 1), 15);
-	assert_true((7u << pack_page_shift(&lab, 7)) / 2.0 <= 0.03 * (double)shape_kv_bytes(&lab, 256));
+	assert_true(
+		(7u << pack_page_shift(&lab, 7)) / 2.0 <= 0.03 * (double)shape_kv_bytes(&lab, 256));
 	assert_int_equal(pack_page_shift(&tiny, 8), 12);
 }
 
@@ -521,7 +561,8 @@ static void test_bad_scores(void **state)
 			init_job(&b, e, &st, &j);
 			j.gate = hidden ? fake_gate_new(st.gated, b.shape.heads, st.hidden) : NULL;
 			/* score of layer 2, head 0, token 5 */
-			((float *)(st.mem + st.g.aux_off))[hidden ? (2 * 64 + 5) * st.hidden : 2 * 3 * 64 + 5] =
+			((float *)(st.mem +
+				st.g.aux_off))[hidden ? (2 * 64 + 5) * st.hidden : 2 * 3 * 64 + 5] =
 				bad[i];
 			assert_int_equal(pack_run(e->packer, &j), KVG_CODE_BAD_SCORES);
 			assert_non_null(strstr(j.error, "layer 2"));
@@ -600,7 +641,8 @@ static void test_reads_no_further(void **state)
 	b.shape.k_dim = b.shape.v_dim = 2048 / 2; /* kv is whole pages, nothing behind it */
 	stage(&b, &st);
 	assert_int_equal(st.g.kv_bytes % 4096, 0);
-	guarded = mmap(NULL, st.g.kv_bytes + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	guarded = mmap(NULL, st.g.kv_bytes + 4096, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	assert_int_equal(mprotect(guarded + st.g.kv_bytes, 4096, PROT_NONE), 0);
 	memcpy(guarded, st.mem, st.g.kv_bytes);
 	init_job(&b, e, &st, &j);
@@ -621,7 +663,9 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_dtypes_and_dims, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_dtypes_and_dims, setup_plain, teardown),
 		cmocka_unit_test_setup_teardown(test_tokens, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_tokens, setup_plain, teardown),
 		cmocka_unit_test_setup_teardown(test_inputs, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_opaque, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_worst_case, setup, teardown),

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The order of pairs against a plain sort of (f16 score descending, token ascending). */
+/*
+ * The order of pairs against a plain sort of (f16 score descending, token ascending), with the plain kernels and with
+ * the processor's best.
+ */
 #include <errno.h>
 #include <math.h>
 #include <setjmp.h>
@@ -11,10 +14,12 @@
 
 #include <cmocka.h>
 
+#include "daemon/cache/pack_kernels.h"
 #include "daemon/cache/pack_order.h"
 #include "proto/shape.h"
 
 static uint64_t seed = 7;
+static const struct pack_kernels *kernels;
 
 static uint32_t rnd(void)
 {
@@ -63,22 +68,35 @@ static int better(const void *va, const void *vb)
 static void one(const float *scores, uint32_t n)
 {
 	uint32_t *keys = malloc((n + 1) * sizeof(*keys)), *scratch = malloc(n * sizeof(*keys));
+	uint16_t *half = malloc((n + 1) * sizeof(*half));
 	struct pair *expect = malloc(n * sizeof(*expect));
 
 	for (uint32_t i = 0; i < n; i++)
 		expect[i] = (struct pair){stored(scores[i]), i};
 	qsort(expect, n, sizeof(*expect), better);
 	keys[n] = 0xdeadbeef;
-	assert_true(order_keys(scores, n, keys));
+	assert_true(kernels->keys(scores, n, keys));
 	assert_int_equal(keys[n], 0xdeadbeef);
-	order_sort(keys, n, scratch);
+	kernels->sort(keys, n, scratch);
 	assert_int_equal(keys[n], 0xdeadbeef);
 	for (uint32_t i = 0; i < n; i++) {
 		assert_int_equal(order_token(keys[i]), expect[i].token);
 		assert_int_equal(order_score(keys[i]), f16_from_f32(expect[i].score));
 	}
+	half[n] = 0xbeef;
+	kernels->tokens(keys, n, half);
+	for (uint32_t i = 0; i < n; i++)
+		assert_int_equal(half[i], expect[i].token);
+	kernels->scores(keys, n, half);
+	for (uint32_t i = 0; i < n; i++)
+		assert_int_equal(half[i], f16_from_f32(expect[i].score));
+	assert_int_equal(half[n], 0xbeef);
 	for (int e = 0; e < 20; e++) {
-		float edge = e == 0 ? INFINITY : e == 1 ? -INFINITY : e == 2 ? 0 : e == 3 ? -0.0f : any_float();
+		float edge = e == 0 ? INFINITY
+			: e == 1    ? -INFINITY
+			: e == 2    ? 0
+			: e == 3    ? -0.0f
+				    : any_float();
 		uint32_t count = 0;
 
 		if (e > 10)
@@ -97,8 +115,10 @@ static void one(const float *scores, uint32_t n)
 
 			sum += fmin(fmax(s, 0), 1);
 		}
-		assert_true(fabs(order_mass(keys, n, log_scores) - sum) <= 1e-4 * (sum + 1e-3));
+		assert_true(fabs((log_scores ? order_log_mass(keys, n) : kernels->mass(keys, n)) -
+				    sum) <= 1e-4 * (sum + 1e-3));
 	}
+	free(half);
 	free(expect);
 	free(scratch);
 	free(keys);
@@ -106,8 +126,8 @@ static void one(const float *scores, uint32_t n)
 
 static void test_sort(void **state)
 {
-	static const uint32_t sizes[] = {1, 2, 3, 7, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128, 129, 200,
-		255, 256, 257, 300, 511, 512, 513, 1000, 4096, 65535};
+	static const uint32_t sizes[] = {1, 2, 3, 7, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128,
+		129, 200, 255, 256, 257, 300, 511, 512, 513, 1000, 4096, 65535};
 	float *scores = malloc(65535 * sizeof(*scores));
 
 	(void)state;
@@ -136,8 +156,9 @@ static void test_sort(void **state)
 					scores[t] = -(float)t / (float)n;
 					break;
 				default: /* both zeros, protected ones, what rounds to them */
-					scores[t] = (const float[]){0.0f, -0.0f, INFINITY, 1e-30f, -1e-30f,
-						65519.0f, 65520.0f, 1e30f, -1e30f}[rnd() % 9];
+					scores[t] = (const float[]){0.0f, -0.0f, INFINITY, 1e-30f,
+						-1e-30f, 65519.0f, 65520.0f, 1e30f,
+						-1e30f}[rnd() % 9];
 				}
 			one(scores, n);
 		}
@@ -154,23 +175,62 @@ static void test_bad(void **state)
 		for (uint32_t bad = 0; bad < n; bad += n < 40 ? 1 : 13) {
 			for (uint32_t i = 0; i < n; i++)
 				scores[i] = 0.5f;
-			assert_true(order_keys(scores, n, keys));
+			assert_true(kernels->keys(scores, n, keys));
 			scores[bad] = NAN;
-			assert_false(order_keys(scores, n, keys));
+			assert_false(kernels->keys(scores, n, keys));
 			scores[bad] = -NAN;
-			assert_false(order_keys(scores, n, keys));
+			assert_false(kernels->keys(scores, n, keys));
 			scores[bad] = -INFINITY;
-			assert_false(order_keys(scores, n, keys));
+			assert_false(kernels->keys(scores, n, keys));
 			scores[bad] = INFINITY;
-			assert_true(order_keys(scores, n, keys));
+			assert_true(kernels->keys(scores, n, keys));
 		}
+}
+
+/* Rows of every length land where they should, and nothing beyond. */
+static void test_rows(void **state)
+{
+	uint8_t base[64 * 200], to[20 * 200 + 1], ahead[20 * 200];
+	uint32_t keys[20];
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(base); i++)
+		base[i] = (uint8_t)rnd();
+	for (size_t row = 1; row <= 200; row++) {
+		for (uint32_t i = 0; i < 20; i++)
+			keys[i] = rnd() << 16 | rnd() % 64;
+		memset(to, 0x5a, sizeof(to));
+		kernels->rows(to, base, row, keys, 20, row & 1 ? ahead : NULL);
+		for (uint32_t i = 0; i < 20; i++)
+			assert_memory_equal(to + i * row, base + (keys[i] & 0xffff) * row, row);
+		for (size_t i = 20 * row; i < sizeof(to); i++)
+			assert_int_equal(to[i], 0x5a);
+	}
+}
+
+static int plain(void **state)
+{
+	(void)state;
+	kernels = &pack_kernels_plain;
+	return 0;
+}
+
+static int best(void **state)
+{
+	(void)state;
+	kernels = pack_kernels_best();
+	return 0;
 }
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_sort),
-		cmocka_unit_test(test_bad),
+		cmocka_unit_test_setup(test_sort, plain),
+		cmocka_unit_test_setup(test_bad, plain),
+		cmocka_unit_test_setup(test_rows, plain),
+		cmocka_unit_test_setup(test_sort, best),
+		cmocka_unit_test_setup(test_bad, best),
+		cmocka_unit_test_setup(test_rows, best),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -17,13 +17,18 @@
 #include "daemon/mem/pool.h"
 #include "daemon/mem/tier.h"
 
-#define MIB (1ull << 20)
+#define MIB   (1ull << 20)
 #define SHIFT 16
-#define PAGE (1u << SHIFT)
+#define PAGE  (1u << SHIFT)
 
-static struct pool *make(const struct tier_ops *tier, uint64_t budget, uint64_t segment, bool prefault)
+static struct pool *make(
+	const struct tier_ops *tier, uint64_t budget, uint64_t segment, bool prefault)
 {
-	struct pool_options o = {.tier = tier, .budget = budget, .segment_bytes = segment, .numa_node = -1, .prefault = prefault};
+	struct pool_options o = {.tier = tier,
+		.budget = budget,
+		.segment_bytes = segment,
+		.numa_node = -1,
+		.prefault = prefault};
 	struct pool *p;
 
 	assert_int_equal(pool_new(&o, &p), 0);
@@ -183,7 +188,7 @@ static void test_tenants(void **state)
 	assert_int_not_equal(eb.segment, ea[1].segment);
 	assert_int_equal(pool_segment_get(b, ea[0].segment, &s), -ENOENT); /* not his to see */
 	pool_release(a, &ea[0]);
-	assert_int_equal(stat_of(p).segments, 3);	   /* kept while nobody needs it */
+	assert_int_equal(stat_of(p).segments, 3);                /* kept while nobody needs it */
 	assert_int_equal(pool_alloc(b, 2 * MIB, SHIFT, &ec), 0); /* now somebody does */
 	assert_int_equal(pool_segment_get(a, ea[0].segment, &s), -ENOENT);
 	assert_true(ec.segment > eb.segment); /* ids are never used again */
@@ -383,7 +388,9 @@ static void *hammer(void *arg)
 
 				r = pool_reserve(h->pool, room);
 				if (r == 0) {
-					assert_int_equal(pool_alloc_reserved(h->tenant, bytes, h->shift, &live[n]), 0);
+					assert_int_equal(pool_alloc_reserved(h->tenant, bytes,
+								 h->shift, &live[n]),
+						0);
 					pool_unreserve(h->pool, room - extent_bytes(&live[n]));
 				}
 			} else {
@@ -424,7 +431,9 @@ static void test_threads(void **state)
 		struct pool_segment s;
 
 		pool_stat(p, &st);
-		assert_true(st.resident <= 12 * MIB + 4 * MIB / 2); /* up to an extent of each thread while it waits for room */
+		assert_true(st.resident <= 12 * MIB +
+				4 * MIB /
+					2); /* up to an extent of each thread while it waits for room */
 		assert_true(st.used + st.reserved <= 12 * MIB);
 		pool_segment_get(t[i % 3], (uint32_t)i, &s);
 		usleep(500);

@@ -22,8 +22,8 @@
 #include "daemon/mem/memfd.h"
 #include "daemon/mem/segment.h"
 
-#define BYTES (8ull << 20)
-#define PAGE 65536u
+#define BYTES  (8ull << 20)
+#define PAGE   65536u
 #define NOBODY 65534
 
 static struct segment *make(const struct tier_ops *tier, bool huge)
@@ -112,7 +112,8 @@ static void test_clients_cannot_write(void **state)
 	assert_int_equal(WEXITSTATUS(status), 0);
 	pid = fork();
 	if (pid == 0) { /* a plain store */
-		volatile uint8_t *map = mmap(NULL, BYTES, PROT_READ, MAP_SHARED, s->memory.client_fd, 0);
+		volatile uint8_t *map =
+			mmap(NULL, BYTES, PROT_READ, MAP_SHARED, s->memory.client_fd, 0);
 
 		signal(SIGSEGV, SIG_DFL);
 		map[0] = 1;
@@ -169,7 +170,8 @@ static void test_backed_is_what_the_kernel_gave(void **state)
 					segment_mark_backed(s, &part);
 					assert_int_equal(segment_back(s, &part), 0);
 				}
-				memset((uint8_t *)s->memory.addr + (size_t)page * PAGE, 1, (size_t)want * PAGE);
+				memset((uint8_t *)s->memory.addr + (size_t)page * PAGE, 1,
+					(size_t)want * PAGE);
 				live[n].page = page;
 				live[n++].pages = want;
 			}
@@ -201,7 +203,8 @@ static void test_backed_is_what_the_kernel_gave(void **state)
 	}
 	for (uint32_t i = 0; i < n; i++) /* nobody's bytes were touched */
 		for (size_t b = 0; b < (size_t)live[i].pages * PAGE; b += 4096)
-			assert_int_equal(((uint8_t *)s->memory.addr)[(size_t)live[i].page * PAGE + b], 1);
+			assert_int_equal(
+				((uint8_t *)s->memory.addr)[(size_t)live[i].page * PAGE + b], 1);
 	segment_free(s);
 }
 
@@ -245,7 +248,8 @@ static void test_numa_node(void **state)
 	int r = tier_host.open(&tier_host, &q, &m);
 
 	(void)state;
-	assert_true(r == 0 || r == -ENOSYS || r == -EPERM); /* containers may forbid it: then it is an error */
+	assert_true(r == 0 || r == -ENOSYS ||
+		r == -EPERM); /* containers may forbid it: then it is an error */
 	if (r == 0)
 		tier_host.close(&tier_host, &m);
 	q.numa_node = 1000; /* no such node */
@@ -274,7 +278,8 @@ static void test_no_fd_leaks(void **state)
 		segment_free(make(&tier_host, i & 1));
 		atomic_store(&f.countdown, 1);
 		assert_int_equal(segment_new(&f.ops, &q, 16, 1, &s), -EIO);
-		assert_true(segment_new(&tier_host, &q, 16, 1, &s) < 0); /* fails after the fds were made */
+		assert_true(segment_new(&tier_host, &q, 16, 1, &s) <
+			0); /* fails after the fds were made */
 	}
 	assert_int_equal(open_fds(), before);
 }

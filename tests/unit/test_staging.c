@@ -39,7 +39,8 @@ static void test_client_writes_daemon_reads(void **state)
 	assert_int_equal(staging_new(BYTES, &s), 0);
 	assert_int_equal(staging_bytes(s), BYTES);
 	seals = fcntl(staging_fd(s), F_GET_SEALS);
-	assert_int_equal(seals & (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL), F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+	assert_int_equal(seals & (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL),
+		F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
 	assert_int_equal(ftruncate(staging_fd(s), 4096), -1); /* so that the daemon never faults */
 	assert_int_equal(fcntl(staging_fd(s), F_GETFD), FD_CLOEXEC);
 	assert_int_equal(kernel_bytes(staging_fd(s)), 0);
