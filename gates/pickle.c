@@ -2,24 +2,23 @@
 /*
  * A pickle is a program for a stack machine. This machine knows what torch.save writes and nothing else:
  *
- *   - a class or function is a row of `globals` or the file is refused; "calling" one is a case of
- *     rebuild(), which looks at the arguments and makes a value. Nothing is imported, found or run.
+ *   - a class or function is one that pickle_torch.c lists, or the file is refused; "calling" it is a case of
+ *     pickle_rebuild(), which looks at the arguments and makes a value. Nothing is imported, found or run.
  *   - each instruction has at least one byte and pushes at most one value, so stack and memo have as
  *     many places as the pickle has bytes and need no further bound. Values live in an arena.
  *   - containers are lists of items. A file can make a list that holds itself; nobody walks a value but
  *     along the few steps where a gate's tensors must be, so that is harmless.
  */
-#include "gates/pickle.h"
+#include "gates/pickle_private.h"
 
 #include <errno.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "gates/why.h"
+#define CHUNK_BYTES     65536u
+#define GLOBAL_NAME_MAX 128u /* longest module or class name; "numpy._core.multiarray" is usual */
 
-#define CHUNK_BYTES 65536u
-#define NAME_MAX_   128u /* longest module or class name; "numpy._core.multiarray" is usual */
+#define bad pickle_bad
 
 enum instruction { /* the names are pickle's own */
 	MARK = '(',
@@ -55,39 +54,6 @@ enum instruction { /* the names are pickle's own */
 	LONG1 = 0x8a,
 };
 
-enum meaning {
-	MEANS_DICT,
-	MEANS_TENSOR,
-	MEANS_PARAMETER,
-	MEANS_STORAGE,
-	MEANS_OPAQUE,
-};
-
-struct pickle_global {
-	const char *module, *name;
-	enum meaning meaning;
-	enum safetensors_dtype dtype;
-};
-
-static const struct pickle_global globals[] = {
-	{"collections", "OrderedDict", MEANS_DICT, 0},
-	{"torch._utils", "_rebuild_tensor_v2", MEANS_TENSOR, 0},
-	{"torch._utils", "_rebuild_parameter", MEANS_PARAMETER, 0},
-	{"torch", "BFloat16Storage", MEANS_STORAGE, SAFETENSORS_BF16},
-	{"torch", "HalfStorage", MEANS_STORAGE, SAFETENSORS_F16},
-	{"torch", "FloatStorage", MEANS_STORAGE, SAFETENSORS_F32},
-	{"torch", "DoubleStorage", MEANS_STORAGE, SAFETENSORS_F64},
-	{"torch", "LongStorage", MEANS_STORAGE, SAFETENSORS_I64},
-	{"torch", "IntStorage", MEANS_STORAGE, SAFETENSORS_I32},
-	{"numpy", "ndarray", MEANS_OPAQUE, 0},
-	{"numpy", "dtype", MEANS_OPAQUE, 0},
-	{"numpy.core.multiarray", "_reconstruct", MEANS_OPAQUE, 0},
-	{"numpy.core.multiarray", "scalar", MEANS_OPAQUE, 0},
-	{"numpy._core.multiarray", "_reconstruct", MEANS_OPAQUE, 0},
-	{"numpy._core.multiarray", "scalar", MEANS_OPAQUE, 0},
-	{"_codecs", "encode", MEANS_OPAQUE, 0},
-};
-
 struct chunk {
 	struct chunk *next;
 	size_t used;
@@ -99,20 +65,7 @@ struct pickle {
 	struct pickle_value *root;
 };
 
-struct machine {
-	struct pickle *p;
-	const uint8_t *data;
-	size_t bytes, at;
-	struct pickle_value **stack; /* [bytes] */
-	size_t depth;
-	struct pickle_value **memo; /* [bytes] */
-	char *why;
-	size_t why_size;
-};
-
-#define bad(m, ...) why((m)->why, (m)->why_size, -EBADMSG, __VA_ARGS__)
-
-static void *allocate(struct machine *m, size_t bytes)
+void *pickle_allocate(struct pickle_machine *m, size_t bytes)
 {
 	struct chunk *c = m->p->chunks;
 	void *p;
@@ -133,7 +86,7 @@ static void *allocate(struct machine *m, size_t bytes)
 
 /* ---- stack ---- */
 
-static int push(struct machine *m, struct pickle_value *v)
+static int push(struct pickle_machine *m, struct pickle_value *v)
 {
 	if (!v)
 		return -ENOMEM;
@@ -141,9 +94,9 @@ static int push(struct machine *m, struct pickle_value *v)
 	return 0;
 }
 
-static int push_new(struct machine *m, enum pickle_kind kind, struct pickle_value **ret)
+static int push_new(struct pickle_machine *m, enum pickle_kind kind, struct pickle_value **ret)
 {
-	struct pickle_value *v = allocate(m, sizeof(*v));
+	struct pickle_value *v = pickle_allocate(m, sizeof(*v));
 	int r = push(m, v);
 
 	if (r < 0)
@@ -154,7 +107,7 @@ static int push_new(struct machine *m, enum pickle_kind kind, struct pickle_valu
 	return 0;
 }
 
-static int push_number(struct machine *m, int64_t number)
+static int push_number(struct pickle_machine *m, int64_t number)
 {
 	struct pickle_value *v;
 	int r = push_new(m, PICKLE_NUMBER, &v);
@@ -165,7 +118,7 @@ static int push_number(struct machine *m, int64_t number)
 }
 
 /* The `n` values on top, without taking them; all of them lie above the last mark. */
-static int top(struct machine *m, size_t n, struct pickle_value ***ret)
+static int top(struct pickle_machine *m, size_t n, struct pickle_value ***ret)
 {
 	if (m->depth < n)
 		return bad(m, "pickle: the stack is empty at byte %zu", m->at);
@@ -177,7 +130,7 @@ static int top(struct machine *m, size_t n, struct pickle_value ***ret)
 }
 
 /* The values above the last mark, without taking them: they start at stack[*ret]. */
-static int above_mark(struct machine *m, size_t *ret)
+static int above_mark(struct pickle_machine *m, size_t *ret)
 {
 	size_t at = m->depth;
 
@@ -190,10 +143,10 @@ static int above_mark(struct machine *m, size_t *ret)
 }
 
 static int add_items(
-	struct machine *m, struct pickle_value *to, struct pickle_value **values, size_t n)
+	struct pickle_machine *m, struct pickle_value *to, struct pickle_value **values, size_t n)
 {
 	for (size_t i = 0; i < n; i++) {
-		struct pickle_item *item = allocate(m, sizeof(*item));
+		struct pickle_item *item = pickle_allocate(m, sizeof(*item));
 
 		if (!item)
 			return -ENOMEM;
@@ -210,7 +163,7 @@ static int add_items(
 
 /* ---- bytes that follow an instruction ---- */
 
-static int take(struct machine *m, uint64_t n, const uint8_t **ret)
+static int take(struct pickle_machine *m, uint64_t n, const uint8_t **ret)
 {
 	if (n > m->bytes - m->at)
 		return bad(m, "pickle: cut short");
@@ -219,7 +172,7 @@ static int take(struct machine *m, uint64_t n, const uint8_t **ret)
 	return 0;
 }
 
-static int take_number(struct machine *m, unsigned n, uint64_t *ret)
+static int take_number(struct pickle_machine *m, unsigned n, uint64_t *ret)
 {
 	const uint8_t *p;
 	int r = take(m, n, &p);
@@ -232,26 +185,26 @@ static int take_number(struct machine *m, unsigned n, uint64_t *ret)
 	return 0;
 }
 
-static int take_line(struct machine *m, struct pickle_text *ret)
+static int take_line(struct pickle_machine *m, struct pickle_text *ret)
 {
 	const uint8_t *start = m->data + m->at;
 	const uint8_t *end = memchr(start, '\n', m->bytes - m->at);
 
-	if (!end || end - start > NAME_MAX_)
+	if (!end || end - start > GLOBAL_NAME_MAX)
 		return bad(m, "pickle: a name without an end at byte %zu", m->at);
 	*ret = (struct pickle_text){(const char *)start, (uint32_t)(end - start)};
 	m->at += ret->bytes + 1;
 	return 0;
 }
 
-static bool text_is(struct pickle_text t, const char *s)
+bool pickle_text_is(struct pickle_text t, const char *s)
 {
 	return t.bytes == strlen(s) && memcmp(t.s, s, t.bytes) == 0;
 }
 
 /* ---- instructions ---- */
 
-static int do_integer(struct machine *m, unsigned n, bool is_signed)
+static int do_integer(struct pickle_machine *m, unsigned n, bool is_signed)
 {
 	uint64_t number;
 	unsigned unused = 64 - 8 * n;
@@ -264,7 +217,7 @@ static int do_integer(struct machine *m, unsigned n, bool is_signed)
 	return push_number(m, is_signed ? (int64_t)(number << unused) >> unused : (int64_t)number);
 }
 
-static int do_long(struct machine *m)
+static int do_long(struct pickle_machine *m)
 {
 	uint64_t n;
 	int r = take_number(m, 1, &n);
@@ -276,7 +229,7 @@ static int do_long(struct machine *m)
 	return do_integer(m, (unsigned)n, true);
 }
 
-static int do_text(struct machine *m)
+static int do_text(struct pickle_machine *m)
 {
 	struct pickle_value *v;
 	const uint8_t *s;
@@ -293,7 +246,7 @@ static int do_text(struct machine *m)
 	return r;
 }
 
-static int do_float(struct machine *m)
+static int do_float(struct pickle_machine *m)
 {
 	const uint8_t *bits;
 	int r = take(m, 8, &bits);
@@ -301,9 +254,10 @@ static int do_float(struct machine *m)
 	return r < 0 ? r : push_new(m, PICKLE_OPAQUE, NULL);
 }
 
-static int do_global(struct machine *m)
+static int do_global(struct pickle_machine *m)
 {
 	struct pickle_text module, name;
+	const struct pickle_global *g;
 	struct pickle_value *v;
 	int r;
 
@@ -312,21 +266,19 @@ static int do_global(struct machine *m)
 		r = take_line(m, &name);
 	if (r < 0)
 		return r;
-	for (size_t i = 0; i < sizeof(globals) / sizeof(globals[0]); i++) {
-		if (!text_is(module, globals[i].module) || !text_is(name, globals[i].name))
-			continue;
-		r = push_new(m, PICKLE_GLOBAL, &v);
-		if (r == 0)
-			v->global = &globals[i];
-		return r;
-	}
-	return bad(m, "pickle: the file names %.*s.%.*s, which no gate needs; refused",
-		(int)module.bytes, module.s, (int)name.bytes, name.s);
+	g = pickle_find_global(module, name);
+	if (!g)
+		return bad(m, "pickle: the file names %.*s.%.*s, which no gate needs; refused",
+			(int)module.bytes, module.s, (int)name.bytes, name.s);
+	r = push_new(m, PICKLE_GLOBAL, &v);
+	if (r == 0)
+		v->global = g;
+	return r;
 }
 
-static int do_tuple(struct machine *m, size_t from, size_t n)
+static int do_tuple(struct pickle_machine *m, size_t from, size_t n)
 {
-	struct pickle_value *tuple = allocate(m, sizeof(*tuple));
+	struct pickle_value *tuple = pickle_allocate(m, sizeof(*tuple));
 	int r;
 
 	if (!tuple)
@@ -339,7 +291,7 @@ static int do_tuple(struct machine *m, size_t from, size_t n)
 	return push(m, tuple);
 }
 
-static int do_small_tuple(struct machine *m, size_t n)
+static int do_small_tuple(struct pickle_machine *m, size_t n)
 {
 	struct pickle_value **values;
 	int r = top(m, n, &values);
@@ -347,7 +299,7 @@ static int do_small_tuple(struct machine *m, size_t n)
 	return r < 0 ? r : do_tuple(m, m->depth - n, n);
 }
 
-static int do_marked_tuple(struct machine *m)
+static int do_marked_tuple(struct pickle_machine *m)
 {
 	size_t from;
 	int r = above_mark(m, &from);
@@ -363,7 +315,7 @@ static int do_marked_tuple(struct machine *m)
 }
 
 /* Values from stack[from] on go into the container below them, or below their mark. */
-static int do_fill(struct machine *m, enum pickle_kind kind, size_t from, bool marked)
+static int do_fill(struct pickle_machine *m, enum pickle_kind kind, size_t from, bool marked)
 {
 	size_t n = m->depth - from, below = from - marked;
 	int r;
@@ -378,7 +330,7 @@ static int do_fill(struct machine *m, enum pickle_kind kind, size_t from, bool m
 	return r;
 }
 
-static int do_marked_fill(struct machine *m, enum pickle_kind kind)
+static int do_marked_fill(struct pickle_machine *m, enum pickle_kind kind)
 {
 	size_t from;
 	int r = above_mark(m, &from);
@@ -386,7 +338,7 @@ static int do_marked_fill(struct machine *m, enum pickle_kind kind)
 	return r < 0 ? r : do_fill(m, kind, from, true);
 }
 
-static int do_single_fill(struct machine *m, enum pickle_kind kind, size_t n)
+static int do_single_fill(struct pickle_machine *m, enum pickle_kind kind, size_t n)
 {
 	struct pickle_value **values;
 	int r = top(m, n, &values);
@@ -394,7 +346,7 @@ static int do_single_fill(struct machine *m, enum pickle_kind kind, size_t n)
 	return r < 0 ? r : do_fill(m, kind, m->depth - n, false);
 }
 
-static int do_put(struct machine *m, unsigned n)
+static int do_put(struct pickle_machine *m, unsigned n)
 {
 	struct pickle_value **v = NULL;
 	uint64_t at;
@@ -412,7 +364,7 @@ static int do_put(struct machine *m, unsigned n)
 	return 0;
 }
 
-static int do_get(struct machine *m, unsigned n)
+static int do_get(struct pickle_machine *m, unsigned n)
 {
 	uint64_t at;
 	int r = take_number(m, n, &at);
@@ -425,7 +377,7 @@ static int do_get(struct machine *m, unsigned n)
 }
 
 /* The state of an OrderedDict (PyTorch's _metadata) or of a NumPy value is of no use here. */
-static int do_build(struct machine *m)
+static int do_build(struct pickle_machine *m)
 {
 	struct pickle_value **v;
 	int r = top(m, 2, &v);
@@ -438,124 +390,26 @@ static int do_build(struct machine *m)
 	return 0;
 }
 
-/* ---- storages and tensors ---- */
+/* ---- what stands for Python's own values ---- */
 
-/* Copies the first `n` items of a tuple; false when there are fewer. */
-static bool unpack(const struct pickle_value *tuple, unsigned n, struct pickle_value **ret)
+static int do_persistent(struct pickle_machine *m)
 {
-	const struct pickle_item *item;
-
-	if (tuple->kind != PICKLE_TUPLE || tuple->items.n < n)
-		return false;
-	item = tuple->items.first;
-	for (unsigned i = 0; i < n; i++, item = item->next)
-		ret[i] = item->value;
-	return true;
-}
-
-/* ("storage", torch.FloatStorage, "12", "cuda:0", 4096); where it once was does not matter. */
-static int do_persistent(struct machine *m)
-{
-	struct pickle_value **id, *part[5], *v;
+	struct pickle_value **id, *storage;
 	int r = top(m, 1, &id);
 
 	if (r < 0)
 		return r;
-	if (!unpack(*id, 5, part) || part[0]->kind != PICKLE_TEXT ||
-		!text_is(part[0]->text, "storage") || part[1]->kind != PICKLE_GLOBAL ||
-		part[1]->global->meaning != MEANS_STORAGE || part[2]->kind != PICKLE_TEXT ||
-		part[4]->kind != PICKLE_NUMBER || part[4]->number < 0)
-		return bad(m, "pickle: not a storage, at byte %zu", m->at);
-	m->depth--;
-	r = push_new(m, PICKLE_STORAGE, &v);
+	storage = pickle_allocate(m, sizeof(*storage));
+	if (!storage)
+		return -ENOMEM;
+	r = pickle_rebuild_storage(m, *id, storage);
 	if (r < 0)
 		return r;
-	v->storage = (struct pickle_storage){
-		.key = part[2]->text,
-		.dtype = part[1]->global->dtype,
-		.count = (uint64_t)part[4]->number,
-	};
-	return 0;
+	m->depth--;
+	return push(m, storage);
 }
 
-static bool read_sizes(const struct pickle_value *tuple, uint64_t *ret, unsigned *ret_n)
-{
-	struct pickle_value *part[SAFETENSORS_DIMS_MAX];
-
-	if (tuple->kind != PICKLE_TUPLE || tuple->items.n > SAFETENSORS_DIMS_MAX)
-		return false;
-	*ret_n = tuple->items.n;
-	unpack(tuple, *ret_n, part);
-	for (unsigned i = 0; i < *ret_n; i++) {
-		if (part[i]->kind != PICKLE_NUMBER || part[i]->number < 0)
-			return false;
-		ret[i] = (uint64_t)part[i]->number;
-	}
-	return true;
-}
-
-/* _rebuild_tensor_v2(storage, offset, size, stride, ...) */
-static int rebuild_tensor(
-	struct machine *m, const struct pickle_value *args, struct pickle_value *ret)
-{
-	struct pickle_tensor *t = allocate(m, sizeof(*t));
-	uint64_t stride[SAFETENSORS_DIMS_MAX];
-	struct pickle_value *part[4];
-	unsigned n;
-
-	if (!t)
-		return -ENOMEM;
-	if (!unpack(args, 4, part) || part[0]->kind != PICKLE_STORAGE ||
-		part[1]->kind != PICKLE_NUMBER || part[1]->number < 0 ||
-		!read_sizes(part[2], t->shape, &t->ndim) || !read_sizes(part[3], stride, &n) ||
-		n != t->ndim)
-		return bad(m, "pickle: not a tensor, at byte %zu", m->at);
-	t->storage = &part[0]->storage;
-	t->offset = (uint64_t)part[1]->number;
-	t->count = 1;
-	for (unsigned i = t->ndim; i-- > 0;) {
-		if (t->shape[i] != 1 && stride[i] != t->count)
-			return bad(m,
-				"pickle: a tensor is not contiguous; save it after .contiguous()");
-		if (__builtin_mul_overflow(t->count, t->shape[i], &t->count))
-			return bad(m, "pickle: a tensor's shape overflows");
-	}
-	if (t->offset > t->storage->count || t->count > t->storage->count - t->offset)
-		return bad(m, "pickle: a tensor is larger than its storage");
-	ret->kind = PICKLE_TENSOR;
-	ret->tensor = t;
-	return 0;
-}
-
-/* What a call would have returned, made from its arguments. */
-static int rebuild(struct machine *m, const struct pickle_global *g,
-	const struct pickle_value *args, struct pickle_value *ret)
-{
-	struct pickle_value *part;
-
-	switch (g->meaning) {
-	case MEANS_DICT:
-		if (args->items.n != 0)
-			return bad(m, "pickle: an OrderedDict that is not empty when made");
-		ret->kind = PICKLE_DICT;
-		return 0;
-	case MEANS_TENSOR:
-		return rebuild_tensor(m, args, ret);
-	case MEANS_PARAMETER:
-		if (!unpack(args, 1, &part) || part->kind != PICKLE_TENSOR)
-			return bad(m, "pickle: a parameter without a tensor");
-		*ret = *part;
-		return 0;
-	case MEANS_OPAQUE:
-		ret->kind = PICKLE_OPAQUE;
-		return 0;
-	case MEANS_STORAGE:
-		break;
-	}
-	return bad(m, "pickle: %s.%s is called, which no gate needs; refused", g->module, g->name);
-}
-
-static int do_reduce(struct machine *m)
+static int do_reduce(struct pickle_machine *m)
 {
 	struct pickle_value **v, *result;
 	int r;
@@ -565,10 +419,10 @@ static int do_reduce(struct machine *m)
 		return r;
 	if (v[0]->kind != PICKLE_GLOBAL || v[1]->kind != PICKLE_TUPLE)
 		return bad(m, "pickle: a call of nothing, at byte %zu", m->at);
-	result = allocate(m, sizeof(*result));
+	result = pickle_allocate(m, sizeof(*result));
 	if (!result)
 		return -ENOMEM;
-	r = rebuild(m, v[0]->global, v[1], result);
+	r = pickle_rebuild(m, v[0]->global, v[1], result);
 	if (r < 0)
 		return r;
 	m->depth -= 2;
@@ -577,7 +431,7 @@ static int do_reduce(struct machine *m)
 
 /* ---- the machine ---- */
 
-static int do_proto(struct machine *m)
+static int do_proto(struct pickle_machine *m)
 {
 	uint64_t version;
 	int r = take_number(m, 1, &version);
@@ -587,7 +441,7 @@ static int do_proto(struct machine *m)
 	return r;
 }
 
-static int step(struct machine *m, uint8_t instruction)
+static int step(struct pickle_machine *m, uint8_t instruction)
 {
 	switch (instruction) {
 	case PROTO:
@@ -652,7 +506,7 @@ static int step(struct machine *m, uint8_t instruction)
 		instruction, m->at - 1);
 }
 
-static int run(struct machine *m)
+static int run(struct pickle_machine *m)
 {
 	int r;
 
@@ -675,7 +529,8 @@ static int run(struct machine *m)
 int pickle_parse(
 	const void *data, size_t bytes, struct pickle **ret, char *ret_why, size_t why_size)
 {
-	struct machine m = {.data = data, .bytes = bytes, .why = ret_why, .why_size = why_size};
+	struct pickle_machine m = {
+		.data = data, .bytes = bytes, .why = ret_why, .why_size = why_size};
 	int r = -ENOMEM;
 
 	if (bytes == 0 || bytes > PICKLE_BYTES_MAX)
@@ -724,7 +579,7 @@ const struct pickle_value *pickle_lookup(const struct pickle_value *dict, const 
 	if (dict->kind != PICKLE_DICT)
 		return NULL;
 	for (item = dict->items.first; item; item = item->next->next)
-		if (item->value->kind == PICKLE_TEXT && text_is(item->value->text, key))
+		if (item->value->kind == PICKLE_TEXT && pickle_text_is(item->value->text, key))
 			found = item->next->value;
 	return found;
 }
