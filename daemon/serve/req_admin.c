@@ -146,9 +146,7 @@ int run_inspect(struct request *r)
 	int code = request_tenant(r, a->tenant, &t);
 
 	if (!code)
-		code = cache_inspect(t->cache, &a->key, a->verify, &info);
-	if (!code && a->layout && info.layout != a->layout)
-		code = KVG_CODE_NOT_FOUND;
+		code = cache_inspect_in(t->cache, a->layout, &a->key, a->verify, &info);
 	if (code)
 		return code < 0 ? request_errno(r, code) : code;
 	kvgate__v1__inspect_reply__init(m);
