@@ -2,12 +2,11 @@
 /*
  * A block is packed in three steps:
  *
- *   order   every gated (layer, head): score, sort; where the bands end in it (`cut`)
- *   size    the planes' pairs are known now: an extent each
- *   write   cu | ids | index | score of each plane, then K of all runs, then V: the source is read in its own
- *           order, once, while each plane's rows go to where that plane has come to
+ *	order	every gated (layer, head): score, sort, and where the bands end in it (`cut`)
+ *	size	the planes' pairs are known now: an extent each
+ *	write	pack_write.c
  *
- * and sealed with the header last. A run that is not gated needs no keys: it is in plane 0 as it stands.
+ * A run that is not gated needs no keys: it is in plane 0 as it stands.
  */
 #include "daemon/cache/pack.h"
 
@@ -19,41 +18,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "daemon/cache/pack_kernels.h"
 #include "daemon/cache/pack_order.h"
-#include "daemon/cache/pack_sink.h"
-#include "proto/plane.h"
+#include "daemon/cache/pack_private.h"
 
 #define SCRATCH_KEPT (64u << 20) /* more than this is given back after the block that needed it */
-
-struct scratch {
-	void *p;
-	size_t bytes;
-};
-
-struct packer {
-	struct sink sink[KVG_PLANES_MAX];
-	const struct pack_kernels *kernels;
-	struct scratch keys; /* u32 [runs][tokens] */
-	struct scratch cut; /* u16 [runs][planes]: pairs of the run in this plane and better ones */
-	struct scratch scores; /* f32 [heads][tokens] of one layer */
-	struct scratch sort;   /* u32 [tokens] */
-	struct gate_scratch *gate_scratch;
-	const struct gate *gate; /* that gate_scratch is for, by identity and digest */
-	uint8_t gate_digest[32];
-	uint32_t gate_tokens;
-};
-
-/* What pack_run() works on besides the job. */
-struct pack {
-	struct pack_job *job;
-	struct packer *packer;
-	uint32_t tokens, heads, runs, n_planes;
-	size_t k_row, v_row;
-	uint32_t *keys;
-	uint16_t *cut;
-	struct plane_geometry geometry[KVG_PLANES_MAX];
-};
 
 int packer_new(struct packer **ret)
 {
@@ -67,15 +35,15 @@ int packer_new(struct packer **ret)
 	return 0;
 }
 
+void packer_set_kernels(struct packer *p, const struct pack_kernels *kernels)
+{
+	p->kernels = kernels;
+}
+
 static void drop(struct scratch *s)
 {
 	free(s->p);
 	*s = (struct scratch){0};
-}
-
-void packer_set_kernels(struct packer *p, const struct pack_kernels *kernels)
-{
-	p->kernels = kernels;
 }
 
 struct packer *packer_free(struct packer *p)
@@ -114,14 +82,6 @@ __attribute__((format(printf, 3, 4))) static int fail(
 }
 
 /* ---- order --------------------------------------------------------------------------------- */
-
-/* Index of the layer among those the gate scores; UINT32_MAX: the layer is not gated. */
-static uint32_t gated(const struct pack_job *j, uint32_t layer)
-{
-	if (j->input == STAGE_INPUT_NONE)
-		return UINT32_MAX;
-	return j->layer_gate ? j->layer_gate[layer] : layer;
-}
 
 static int prepare_gate(struct pack *k)
 {
@@ -235,24 +195,6 @@ static int order(struct pack *k)
 
 /* ---- size ---------------------------------------------------------------------------------- */
 
-static uint32_t run_begin(const struct pack *k, uint32_t run, uint32_t plane)
-{
-	return plane ? k->cut[(size_t)run * k->n_planes + plane - 1] : 0;
-}
-
-static uint32_t run_pairs(const struct pack *k, uint32_t run, uint32_t plane)
-{
-	return k->cut[(size_t)run * k->n_planes + plane] - run_begin(k, run, plane);
-}
-
-/* The keys of a run's pairs in a plane; NULL: as the tokens come. */
-static const uint32_t *run_keys(const struct pack *k, uint32_t run, uint32_t plane)
-{
-	if (gated(k->job, run / k->heads) == UINT32_MAX)
-		return NULL;
-	return k->keys + (size_t)run * k->tokens + run_begin(k, run, plane);
-}
-
 static void count(struct pack *k)
 {
 	struct pack_job *j = k->job;
@@ -279,12 +221,6 @@ static void count(struct pack *k)
 		j->plane[p].mass = sum > 0
 			? (float)(mass[p] / sum)
 			: (float)j->plane[p].pairs / ((float)k->runs * (float)k->tokens);
-}
-
-/* Plane 0 is always there: it says which block this is. */
-static bool present(const struct pack_job *j, uint32_t plane)
-{
-	return plane == 0 || j->plane[plane].pairs;
 }
 
 static void release_all(struct pack_job *j)
@@ -325,150 +261,6 @@ static int allocate(struct pack *k)
 	return KVG_CODE_OK;
 }
 
-/* ---- write --------------------------------------------------------------------------------- */
-
-static void write_cu(struct pack *k, struct sink *s, uint32_t plane)
-{
-	uint32_t at = 0, n;
-
-	for (uint32_t r = 0; r < k->runs + 1;) {
-		uint32_t *cu = sink_room(s, sizeof(*cu), k->runs + 1 - r, &n);
-
-		for (uint32_t i = 0; i < n; i++, r++) {
-			cu[i] = at;
-			at += r < k->runs ? run_pairs(k, r, plane) : 0;
-		}
-		sink_put(s, n * sizeof(*cu));
-	}
-	sink_align(s);
-}
-
-/* Token index, or score, of every pair of a plane. */
-static void write_u16(struct pack *k, struct sink *s, uint32_t plane, bool score)
-{
-	const struct pack_kernels *kernels = k->packer->kernels;
-
-	for (uint32_t r = 0; r < k->runs; r++) {
-		const uint32_t *keys = run_keys(k, r, plane);
-		uint32_t pairs = run_pairs(k, r, plane), n;
-
-		for (uint32_t done = 0; done < pairs; done += n) {
-			uint16_t *to = sink_room(s, sizeof(*to), pairs - done, &n);
-
-			if (!keys)
-				for (uint32_t i = 0; i < n; i++)
-					to[i] = score ? KVG_SCORE_PROTECTED : (uint16_t)(done + i);
-			else if (score)
-				kernels->scores(keys + done, n, to);
-			else
-				kernels->tokens(keys + done, n, to);
-			sink_put(s, n * sizeof(*to));
-		}
-	}
-	sink_align(s);
-}
-
-static void write_ids(struct pack *k, struct sink *s)
-{
-	const struct pack_job *j = k->job;
-
-	if (!j->token_ids)
-		return;
-	if (j->ids)
-		sink_bytes(s, j->ids, (size_t)k->tokens * sizeof(*j->ids));
-	else
-		sink_bytes(
-			s, j->stage + j->geometry.tokens_off, (size_t)k->tokens * sizeof(*j->ids));
-	sink_align(s);
-}
-
-/* Where a run's K rows (V rows) lie in staging. */
-static const uint8_t *run_rows(const struct pack *k, uint32_t run, bool v)
-{
-	size_t k_bytes = k->k_row * k->tokens, v_bytes = k->v_row * k->tokens; /* of one run */
-	uint32_t layer = run / k->heads, head = run % k->heads;
-	const uint8_t *rows =
-		k->job->stage + k->job->geometry.kv_off + layer * k->heads * (k_bytes + v_bytes);
-
-	return v ? rows + k->heads * k_bytes + head * v_bytes : rows + head * k_bytes;
-}
-
-/* K rows (or V rows) of all runs, each to its plane; the next run's are fetched meanwhile. */
-static void write_rows(struct pack *k, bool v)
-{
-	size_t row = v ? k->v_row : k->k_row;
-
-	for (uint32_t r = 0; r < k->runs; r++) {
-		const uint8_t *base = run_rows(k, r, v), *next = NULL;
-
-		if (r + 1 < k->runs)
-			next = run_rows(k, r + 1, v);
-		for (uint32_t p = 0; p < k->n_planes; p++)
-			sink_rows(&k->packer->sink[p], base, row, run_keys(k, r, p),
-				run_pairs(k, r, p), next ? next + run_begin(k, r, p) * row : NULL);
-	}
-	for (uint32_t p = 0; p < k->n_planes; p++)
-		sink_align(&k->packer->sink[p]);
-}
-
-static void write_header(struct pack *k, uint32_t plane, uint32_t body_crc)
-{
-	const struct pack_job *j = k->job;
-	uint64_t opaque = j->shape->opaque_bytes;
-	uint8_t *to = j->plane[plane].extent.addr;
-	struct kvg_plane_header h = {
-		.magic = KVG_PLANE_MAGIC,
-		.version = KVG_SHM_VERSION,
-		.plane = (uint16_t)plane,
-		.n_planes = (uint16_t)k->n_planes,
-		.flags = opaque ? KVG_PLANE_OPAQUE : 0,
-		.key = *j->key,
-		.runs = k->runs,
-		.tokens = k->tokens,
-		.pairs = j->plane[plane].pairs,
-		.n_token_ids = plane == 0 && j->token_ids ? k->tokens : 0,
-		.k_row = opaque ? (uint32_t)opaque : (uint32_t)k->k_row,
-		.v_row = opaque ? (uint32_t)(opaque >> 32) : (uint32_t)k->v_row,
-		.bytes = k->geometry[plane].bytes,
-		.body_crc = body_crc,
-	};
-
-	memcpy(h.fingerprint, j->fingerprint, sizeof(h.fingerprint));
-	plane_header_seal(&h);
-	memcpy(to, &h, sizeof(h));
-	memset(to + sizeof(h), 0, KVG_PLANE_HEADER_BYTES - sizeof(h));
-}
-
-static void write_planes(struct pack *k)
-{
-	struct pack_job *j = k->job;
-	struct sink *sink = k->packer->sink;
-
-	for (uint32_t p = 0; p < k->n_planes; p++) {
-		if (!present(j, p))
-			continue;
-		sink_open(&sink[p], k->packer->kernels,
-			(uint8_t *)j->plane[p].extent.addr + KVG_PLANE_HEADER_BYTES);
-		if (k->runs)
-			write_cu(k, &sink[p], p);
-		if (p == 0)
-			write_ids(k, &sink[p]);
-		write_u16(k, &sink[p], p, false);
-		write_u16(k, &sink[p], p, true);
-	}
-	if (j->shape->opaque_bytes) {
-		sink_bytes(&sink[0], j->stage + j->geometry.kv_off, j->shape->opaque_bytes);
-		sink_align(&sink[0]);
-	} else {
-		write_rows(k, false);
-		write_rows(k, true);
-	}
-	for (uint32_t p = 0; p < k->n_planes; p++)
-		if (present(j, p))
-			write_header(k, p, sink_close(&sink[p]));
-	k->packer->kernels->store_end();
-}
-
 /* ---- the whole ----------------------------------------------------------------------------- */
 
 int pack_run(struct packer *p, struct pack_job *j)
@@ -501,7 +293,7 @@ int pack_run(struct packer *p, struct pack_job *j)
 	if (code == KVG_CODE_OK)
 		code = allocate(&k);
 	if (code == KVG_CODE_OK)
-		write_planes(&k);
+		pack_write(&k);
 	if (p->keys.bytes > SCRATCH_KEPT)
 		drop(&p->keys);
 	return code;

@@ -20,16 +20,20 @@ static void flush(struct sink *s)
 	uint32_t whole = s->fill & ~(LINE - 1);
 
 	s->crc = crc32c(s->crc, s->buffer, whole);
-	s->kernels->store(s->dst, s->buffer, whole);
+	if (s->stream)
+		s->kernels->store(s->dst, s->buffer, whole);
+	else
+		memcpy(s->dst, s->buffer, whole);
 	s->dst += whole;
 	s->fill -= whole;
 	memcpy(s->buffer, s->buffer + whole, s->fill);
 }
 
-void sink_open(struct sink *s, const struct pack_kernels *kernels, void *dst)
+void sink_open(struct sink *s, const struct pack_kernels *kernels, bool stream, void *dst)
 {
 	assert((uintptr_t)dst % LINE == 0);
 	s->kernels = kernels;
+	s->stream = stream;
 	s->dst = dst;
 	s->fill = 0;
 	s->crc = 0;

@@ -6,6 +6,7 @@
 #ifndef KVGATE_DAEMON_CACHE_PACK_SINK_H
 #define KVGATE_DAEMON_CACHE_PACK_SINK_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -16,13 +17,14 @@ struct pack_kernels;
 struct sink {
 	_Alignas(64) uint8_t buffer[SINK_BYTES];
 	const struct pack_kernels *kernels;
+	bool stream;
 	uint8_t *dst; /* where the buffer's bytes go; 64-byte aligned */
 	uint32_t fill;
 	uint32_t crc;
 };
 
-void sink_open(
-	struct sink *s, const struct pack_kernels *kernels, void *dst); /* dst: 64-byte aligned */
+/* dst: 64-byte aligned. stream: so much that it had better not pass through the caches. */
+void sink_open(struct sink *s, const struct pack_kernels *kernels, bool stream, void *dst);
 void sink_bytes(struct sink *s, const void *src, size_t n);
 /* Room for some of `n` items of `size` bytes (<= SINK_BYTES / 4), at least one; say with sink_put() how much was used. */
 void *sink_room(struct sink *s, size_t size, uint32_t n, uint32_t *ret_n);
