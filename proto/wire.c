@@ -40,8 +40,8 @@ int wire_send(int sock, const void *data, size_t n, const int *fds, unsigned n_f
 		memcpy(CMSG_DATA(c), fds, sizeof(int) * n_fds);
 	}
 	do
-		sent = n_fds ? sendmsg(sock, &msg, MSG_NOSIGNAL) :
-			       send(sock, data, n, MSG_NOSIGNAL);
+		sent = n_fds ? sendmsg(sock, &msg, MSG_NOSIGNAL)
+			     : send(sock, data, n, MSG_NOSIGNAL);
 	while (sent < 0 && errno == EINTR);
 	if (sent < 0)
 		return errno == EWOULDBLOCK ? -EAGAIN : -errno;

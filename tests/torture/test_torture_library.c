@@ -105,7 +105,8 @@ static void test_library(void **state)
 			clean = r == 0 ? clean + 1 : 0;
 			refused += r != 0;
 		}
-		if (strcmp(kinds[k], "open")) /* the injection works: without it nothing would ever fail */
+		if (strcmp(kinds[k],
+			    "open")) /* the injection works: without it nothing would ever fail */
 			assert_true(refused > 0);
 	}
 	client_wait_counter(watcher, "kvgate_sessions", 1);

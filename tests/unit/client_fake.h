@@ -55,7 +55,7 @@ struct fake {
 	bool sent_staging;
 	uint64_t next_stage;
 	_Atomic unsigned n_requests[32]; /* by body */
-	uint64_t last_ids[8];    /* of the last abort or release */
+	uint64_t last_ids[8];            /* of the last abort or release */
 	_Atomic unsigned n_last_ids;
 };
 
