@@ -113,7 +113,7 @@ static int attach(struct kvg_client *c, const struct reply *r)
 	return 0;
 }
 
-static int hello(struct kvg_client *c, const struct kvg_options *o)
+int client_hello(struct kvg_client *c, const struct kvg_options *o)
 {
 	Kvgate__V1__Hello h = KVGATE__V1__HELLO__INIT;
 	Kvgate__V1__Request q = KVGATE__V1__REQUEST__INIT;
@@ -180,7 +180,7 @@ int kvg_open(const struct kvg_options *options, struct kvg_client **ret)
 	else
 		r = connect_socket(c, path && path[0] ? path : DEFAULT_SOCKET);
 	if (r == 0)
-		r = hello(c, &o);
+		r = client_hello(c, &o);
 	if (r < 0) {
 		client_fail(NULL, r, 0, "%s", c->error);
 		kvg_close(c);

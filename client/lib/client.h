@@ -104,6 +104,9 @@ int options_copy(struct kvg_client *c, void *dst, size_t size, const void *src);
 /* The reverse, for sized structs that are filled in: never writes more than dst's own size. */
 void options_fill(void *dst, const void *src, size_t size);
 
+/* The first exchange over c->sock: fills in c->info, and index and pins unless o->control. Blocks. */
+int client_hello(struct kvg_client *c, const struct kvg_options *o);
+
 /* ---- conn.c: requests and replies ---- */
 
 /*

@@ -120,14 +120,6 @@ bad:
 	return -EBADMSG;
 }
 
-int reply_take_fd(struct reply *r, unsigned i)
-{
-	int fd = r->fds[i];
-
-	r->fds[i] = -1;
-	return fd;
-}
-
 void reply_fini(struct reply *r)
 {
 	close_all(r->fds, r->n_fds);

@@ -23,8 +23,6 @@ struct reply {
  * every case: on failure they are closed.
  */
 int reply_parse(const uint8_t *data, size_t n, const int *fds, unsigned n_fds, struct reply *ret);
-/* Hands fd i to the caller. */
-int reply_take_fd(struct reply *r, unsigned i);
 void reply_fini(struct reply *r);
 
 /* errno (negative) of a code in a reply; 0 for OK and EXISTS. */

@@ -6,12 +6,14 @@
  *	then, each:	flags, length (u16), bytes
  *
  * Flags: 1 - the id of the request is appended, so that the message counts as its answer; 2, 4 - so many sealed memfds
- * travel along and are declared. After the last message comes the end of the file, so no call waits.
+ * travel along and are declared; 8 - they are read-only. After the last message comes the end of the file, so
+ * no call waits.
  */
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -23,13 +25,13 @@
 #define MESSAGES_MAX 8
 #define MESSAGE_MAX  4096
 
-static int memfd = -1;
+static int memfd = -1, read_only = -1;
 
 static void send_message(int sock, uint8_t flags, const uint8_t *data, size_t n, uint64_t id)
 {
 	uint8_t buf[MESSAGE_MAX + 8];
 	unsigned n_fds = flags >> 1 & 3;
-	int fds[3] = {memfd, memfd, memfd};
+	int fd = flags & 8 ? read_only : memfd, fds[3] = {fd, fd, fd};
 
 	memcpy(buf, data, n);
 	if (flags & 1) { /* field 1, a varint below 128: the last one counts */
@@ -45,7 +47,9 @@ static void send_message(int sock, uint8_t flags, const uint8_t *data, size_t n,
 
 static void send_all(int sock, const uint8_t *data, size_t n)
 {
-	for (uint64_t id = 1; id <= MESSAGES_MAX && n >= 3; id++) {
+	uint64_t id = 1;
+
+	for (int i = 0; i < MESSAGES_MAX && n >= 3; i++) {
 		uint8_t flags = data[0];
 		size_t bytes = (size_t)data[1] | (size_t)data[2] << 8;
 
@@ -55,6 +59,7 @@ static void send_all(int sock, const uint8_t *data, size_t n)
 		if (bytes > n)
 			bytes = n;
 		send_message(sock, flags, data, bytes, id);
+		id += flags & 1;
 		data += bytes;
 		n -= bytes;
 	}
@@ -92,10 +97,26 @@ static void on_commit(void *userdata, int64_t ticket, int error,
 		*(size_t *)userdata += strlen(results[i].error);
 }
 
+/* As after a timeout: nobody waits, and what the reply brings has to be given back. */
+static void abandon(struct kvg_client *c, bool stage)
+{
+	Kvgate__V1__Stage s = KVGATE__V1__STAGE__INIT;
+	Kvgate__V1__Acquire a = KVGATE__V1__ACQUIRE__INIT;
+	Kvgate__V1__Request q = KVGATE__V1__REQUEST__INIT;
+
+	q.body_case = stage ? KVGATE__V1__REQUEST__BODY_STAGE : KVGATE__V1__REQUEST__BODY_ACQUIRE;
+	if (stage)
+		q.stage = &s;
+	else
+		q.acquire = &a;
+	client_send(c, &q, CALL_ABANDONED, NULL);
+}
+
 static void make_call(struct kvg_client *c, struct kvg_layout *l, unsigned which)
 {
 	static struct kvg_key keys[3];
 	static const uint32_t segments[] = {1, 2, 3};
+	struct kvg_options o = KVG_OPTIONS_INIT(kvg_options);
 	struct kvg_layout_options lo = KVG_OPTIONS_INIT(kvg_layout_options);
 	struct kvg_inspect_options io = KVG_OPTIONS_INIT(kvg_inspect_options);
 	struct kvg_list_options list = KVG_OPTIONS_INIT(kvg_list_options);
@@ -114,7 +135,7 @@ static void make_call(struct kvg_client *c, struct kvg_layout *l, unsigned which
 
 	lo.model = "m";
 	lo.opaque_bytes = 4096;
-	switch (which % 13) {
+	switch (which % 16) {
 	case 0:
 		kvg_layout(c, &lo, &made);
 		break;
@@ -157,9 +178,38 @@ static void make_call(struct kvg_client *c, struct kvg_layout *l, unsigned which
 	case 12:
 		segments_map(c, segments, 3);
 		break;
+	case 13:
+		client_hello(c, &o);
+		break;
+	case 14:
+	case 15:
+		abandon(c, which & 1);
+		break;
 	}
 	while (kvg_dispatch(c) == 0)
 		;
+}
+
+static void make_memfds(void)
+{
+	struct kvg_shm_pins pins = {
+		.magic = KVG_PIN_MAGIC,
+		.version = KVG_SHM_VERSION,
+		.n_pins = 8,
+		.n_touch = 8,
+		.pins_off = 128,
+		.touch_off = 256,
+		.total_bytes = 4096,
+	};
+	char path[64];
+
+	memfd = memfd_create("fuzz", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	assert(memfd >= 0 && ftruncate(memfd, 1 << 20) == 0);
+	assert(pwrite(memfd, &pins, sizeof(pins), 0) == sizeof(pins));
+	assert(fcntl(memfd, F_ADD_SEALS, F_SEAL_SHRINK) == 0);
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", memfd);
+	read_only = open(path, O_RDONLY | O_CLOEXEC);
+	assert(read_only >= 0);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
@@ -168,11 +218,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 	struct kvg_client *c;
 	int s[2];
 
-	if (memfd < 0) {
-		memfd = memfd_create("fuzz", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-		assert(memfd >= 0 && ftruncate(memfd, 1 << 20) == 0);
-		assert(fcntl(memfd, F_ADD_SEALS, F_SEAL_SHRINK) == 0);
-	}
+	if (memfd < 0)
+		make_memfds();
 	if (n == 0)
 		return 0;
 	c = calloc(1, sizeof(*c));
