@@ -214,7 +214,7 @@ int main(void)
 		figures[i].median = figures[i].us[ROUNDS / 2];
 	}
 	sgemm = figures[0].median;
-	print("gate_ratio_fast", sgemm / figures[1].median, "x", 0.8,
+	print("gate_ratio", sgemm / figures[1].median, "x", 0.8,
 		"time of OpenBLAS sgemm, projection only, over the time of the whole gate",
 		sgemm / figures[1].median);
 	print("gate_ratio_exact", sgemm / figures[2].median, "x", 0.5,
