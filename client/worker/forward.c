@@ -35,6 +35,7 @@ struct forward {
 	float *angle;    /* [rows][head_dim]: cosines, then sines */
 	float *logits;   /* [max_logits][vocab] */
 	uint32_t max_logits;
+	struct span *last; /* [rows], spans cut to the rows whose logits are wanted */
 };
 
 int forward_new(const struct model *m, uint32_t rows, enum attention_isa isa, struct forward **ret)
@@ -53,8 +54,10 @@ int forward_new(const struct model *m, uint32_t rows, enum attention_isa isa, st
 	f->attended = malloc((size_t)rows * c->heads * c->head_dim * sizeof(float));
 	f->mlp = malloc((size_t)rows * 2 * c->mlp * sizeof(float));
 	f->angle = malloc((size_t)rows * c->head_dim * sizeof(float));
+	f->last = malloc(rows * sizeof(*f->last));
 	r = attention_new(c->head_dim, c->head_dim, isa, &f->attention);
-	if (r < 0 || !f->x || !f->h || !f->qkv || !f->attended || !f->mlp || !f->angle) {
+	if (r < 0 || !f->x || !f->h || !f->qkv || !f->attended || !f->mlp || !f->angle ||
+		!f->last) {
 		forward_free(f);
 		return -ENOMEM;
 	}
@@ -73,6 +76,7 @@ struct forward *forward_free(struct forward *f)
 		free(f->mlp);
 		free(f->angle);
 		free(f->logits);
+		free(f->last);
 		free(f);
 	}
 	return NULL;
@@ -238,20 +242,21 @@ static void attend(
 	}
 }
 
-static int attention_block(struct forward *f, const struct span *spans, uint32_t n_spans,
-	uint32_t layer, uint32_t rows)
+/* Queries, keys and values of all rows; the latter two become the sequences'. */
+static int project(struct forward *f, const struct span *spans, uint32_t n_spans, uint32_t layer,
+	uint32_t rows)
 {
 	const struct model_config *c = &f->model->config;
 	const struct model_layer *w = &f->model->layer[layer];
 	uint32_t row = 0;
+	int r = 0;
 
 	rms_rows(f, f->h, f->x, w->attention_norm, rows);
 	product(f->qkv, f->h, w->qkv, rows, c->hidden, qkv_width(c), false);
 	norm_and_rotate(f, w, rows);
-	for (uint32_t i = 0; i < n_spans; row += spans[i++].n) {
+	for (uint32_t i = 0; r == 0 && i < n_spans; row += spans[i++].n) {
 		struct sequence *s = spans[i].sequence;
 		const float *qkv = f->qkv + (size_t)row * qkv_width(c);
-		int r = 0;
 
 		append(&spans[i], layer, qkv);
 		if (s->observe)
@@ -261,16 +266,46 @@ static int attention_block(struct forward *f, const struct span *spans, uint32_t
 					.x = f->h + (size_t)row * c->hidden,
 					.q = qkv,
 					.stride = qkv_width(c)});
-		if (r < 0)
-			return r;
 	}
+	return r;
+}
+
+/*
+ * What the last layer makes of a row is read by that row's logits alone. Cuts spans and rows to those: in a
+ * prompt's prefill nearly nothing is left. Returns the rows that are.
+ */
+static uint32_t cut_to_logits(struct forward *f, const struct span *spans, uint32_t n_spans)
+{
+	const size_t x = f->model->config.hidden, qkv = qkv_width(&f->model->config);
+	uint32_t from = 0, to = 0;
+
+	for (uint32_t i = 0; i < n_spans; i++) {
+		const uint32_t n = spans[i].n_logits;
+
+		from += spans[i].n - n;
+		memmove(f->x + to * x, f->x + from * x, n * x * sizeof(float));
+		memmove(f->qkv + to * qkv, f->qkv + from * qkv, n * qkv * sizeof(float));
+		f->last[i] = spans[i];
+		f->last[i].n = n;
+		from += n;
+		to += n;
+	}
+	return to;
+}
+
+static void attention_block(struct forward *f, const struct span *spans, uint32_t n_spans,
+	uint32_t layer, uint32_t rows)
+{
+	const struct model_config *c = &f->model->config;
+	uint32_t row;
+
 	for (uint32_t head = 0; head < c->kv_heads; head++) {
 		row = 0;
 		for (uint32_t i = 0; i < n_spans; row += spans[i++].n)
 			attend(f, &spans[i], layer, head, row);
 	}
-	product(f->x, f->attended, w->output, rows, c->heads * c->head_dim, c->hidden, true);
-	return 0;
+	product(f->x, f->attended, f->model->layer[layer].output, rows, c->heads * c->head_dim,
+		c->hidden, true);
 }
 
 static void mlp_block(struct forward *f, uint32_t layer, uint32_t rows)
@@ -308,44 +343,45 @@ static uint32_t embed(struct forward *f, const struct span *spans, uint32_t n_sp
 	return row;
 }
 
-static int logits(struct forward *f, const struct span *spans, uint32_t n_spans)
+static int logits(struct forward *f, uint32_t rows)
 {
 	const struct model_config *c = &f->model->config;
-	uint32_t row = 0, n = 0;
 
-	for (uint32_t i = 0; i < n_spans; i++) {
-		row += spans[i].n;
-		for (uint32_t j = 0; j < spans[i].n_logits; j++)
-			rms(f->h + (size_t)n++ * c->hidden,
-				f->x + (size_t)(row - spans[i].n_logits + j) * c->hidden,
-				f->model->norm, c->hidden, c->rms_eps);
-	}
-	if (n > f->max_logits) {
-		float *more = realloc(f->logits, (size_t)n * c->vocab * sizeof(float));
+	if (rows > f->max_logits) {
+		float *more = realloc(f->logits, (size_t)rows * c->vocab * sizeof(float));
 
 		if (!more)
 			return -ENOMEM;
 		f->logits = more;
-		f->max_logits = n;
+		f->max_logits = rows;
 	}
-	if (n > 0)
-		product(f->logits, f->h, f->model->logits, n, c->hidden, c->vocab, false);
+	rms_rows(f, f->h, f->x, f->model->norm, rows);
+	product(f->logits, f->h, f->model->logits, rows, c->hidden, c->vocab, false);
 	return 0;
 }
 
 int forward_run(
 	struct forward *f, const struct span *spans, uint32_t n_spans, const float **ret_logits)
 {
-	const uint32_t rows = embed(f, spans, n_spans);
-	int r = 0;
+	const uint32_t layers = f->model->config.layers;
+	const struct span *left = spans;
+	uint32_t rows = embed(f, spans, n_spans);
+	int r;
 
-	for (uint32_t layer = 0; r == 0 && layer < f->model->config.layers; layer++) {
-		r = attention_block(f, spans, n_spans, layer, rows);
-		if (r == 0)
-			mlp_block(f, layer, rows);
+	for (uint32_t layer = 0; layer < layers; layer++) {
+		r = project(f, spans, n_spans, layer, rows);
+		if (r < 0)
+			return r;
+		if (layer == layers - 1) {
+			rows = cut_to_logits(f, spans, n_spans);
+			left = f->last;
+		}
+		if (rows == 0)
+			break;
+		attention_block(f, left, n_spans, layer, rows);
+		mlp_block(f, layer, rows);
 	}
-	if (r == 0)
-		r = logits(f, spans, n_spans);
+	r = rows ? logits(f, rows) : 0;
 	if (r < 0)
 		return r;
 	for (uint32_t i = 0; i < n_spans; i++)

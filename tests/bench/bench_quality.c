@@ -71,6 +71,7 @@ static void calibrate(
 {
 	const uint32_t runs = model_runs(&q->model->config);
 	float *mean = calloc(runs, sizeof(*mean));
+	struct quality_context first;
 	uint32_t seen = 0;
 
 	assert(mean);
@@ -82,7 +83,7 @@ static void calibrate(
 		task_of(tasks, s[i].task);
 		if (tasks->n == before)
 			continue;
-		quality_context_init(&c, q, &s[i]);
+		quality_context_init(&c, q, &s[i], GATES);
 		for (uint32_t run = 0; run < runs; run++) {
 			double sum = 0;
 
@@ -96,16 +97,14 @@ static void calibrate(
 	for (uint32_t run = 0; run < runs; run++)
 		mean[run] /= (float)seen;
 	q->head_mean = mean;
+	quality_context_init(&first, q, &s[0], QUALITY_METHODS);
 	for (int m = 0; m < QUALITY_METHODS; m++) {
-		struct quality_context c;
-		int r;
-
-		quality_context_init(&c, q, &s[0]);
-		r = gate_quantiles(c.score[m], (uint64_t)runs * s[0].n_tokens,
+		int r = gate_quantiles(first.score[m], (uint64_t)runs * s[0].n_tokens,
 			gate_default_retained, 6, q->edges[m]);
+
 		assert(r == 0);
-		quality_context_fini(&c);
 	}
+	quality_context_fini(&first);
 }
 
 static void one_context(struct quality *q, struct kvg_client *client, struct kvg_layout **layout,
@@ -119,7 +118,7 @@ static void one_context(struct quality *q, struct kvg_client *client, struct kvg
 	struct quality_view views[VIEWS];
 	uint32_t v = 1;
 
-	quality_context_init(&c, q, s);
+	quality_context_init(&c, q, s, methods);
 	for (int m = 0; m < methods; m++) {
 		double rest[QUALITY_RATIOS];
 

@@ -61,10 +61,12 @@ struct quality {
 struct quality_context {
 	const struct quality_sample *sample;
 	struct sequence *rows;
+	int methods;
 	float *score[QUALITY_METHODS]; /* [runs][n_tokens] */
 };
+/* The first `methods` of them. */
 void quality_context_init(
-	struct quality_context *c, struct quality *q, const struct quality_sample *s);
+	struct quality_context *c, struct quality *q, const struct quality_sample *s, int methods);
 void quality_context_fini(struct quality_context *c);
 /* Protected prefix and window become +inf; returns r' that the rule pair is to retain of the rest. */
 double quality_protect(float *score, uint32_t runs, uint32_t tokens, double r);

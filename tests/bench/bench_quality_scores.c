@@ -108,7 +108,7 @@ static int observe(void *userdata, struct sequence *s, const struct observation 
 	const struct watch *w = userdata;
 
 	score_by_gates(w, s, o);
-	if (s->position + o->n == w->c->sample->n_tokens) {
+	if (w->c->methods > QUALITY_SNAPKV && s->position + o->n == w->c->sample->n_tokens) {
 		assert(o->n >= QUALITY_SNAP_QUERIES);
 		score_by_attention(w, s, o);
 	}
@@ -141,7 +141,7 @@ static void score_without_model(struct quality_context *c, const struct quality 
 }
 
 void quality_context_init(
-	struct quality_context *c, struct quality *q, const struct quality_sample *s)
+	struct quality_context *c, struct quality *q, const struct quality_sample *s, int methods)
 {
 	const uint32_t runs = model_runs(&q->model->config), n = s->n_tokens,
 		       chunk = forward_rows(q->forward);
@@ -150,7 +150,8 @@ void quality_context_init(
 
 	memset(c, 0, sizeof(*c));
 	c->sample = s;
-	for (int m = 0; m < QUALITY_METHODS; m++) {
+	c->methods = methods;
+	for (int m = 0; m < methods; m++) {
 		c->score[m] = malloc((size_t)runs * n * sizeof(float));
 		assert(c->score[m]);
 	}
@@ -172,7 +173,7 @@ void quality_context_init(
 	assert(r == 0);
 	c->rows->observe = NULL;
 	free(w.part);
-	if (q->head_mean)
+	if (q->head_mean && methods == QUALITY_METHODS)
 		score_without_model(c, q, runs);
 }
 
