@@ -50,7 +50,7 @@ says "no daemon" version
 refused 2 "no command 'frobnicate'" frobnicate
 refused 2 "kvgatectl \[--socket" --json
 says "take blocks" --help
-for command in status top ls inspect events policy purge gate replay version; do
+for command in status top ls inspect events policy purge gate version; do
 	says "$command" $command --help
 done
 
