@@ -130,6 +130,19 @@ void options_help(FILE *to)
 	}
 }
 
+/* With a capital and, as mdoc wants it, every sentence on a line of its own. */
+static void print_sentences(FILE *to, const char *text)
+{
+	const char *end;
+
+	fputc(toupper((unsigned char)*text++), to);
+	while ((end = strstr(text, ". "))) {
+		fprintf(to, "%.*s.\n", (int)(end - text), text);
+		text = end + 2;
+	}
+	fputs(text, to);
+}
+
 void options_help_mdoc(FILE *to)
 {
 	for (size_t s = 0; s < sizeof(sections) / sizeof(sections[0]); s++) {
@@ -140,8 +153,9 @@ void options_help_mdoc(FILE *to)
 
 			if (strcmp(o->section, sections[s].name))
 				continue;
-			fprintf(to, ".It Cm %s No = Ar %s\n%c%s\n(", o->name, arg_of(o->type),
-				toupper((unsigned char)o->prose[0]), o->prose + 1);
+			fprintf(to, ".It Cm %s No = Ar %s\n", o->name, arg_of(o->type));
+			print_sentences(to, o->prose);
+			fputs("\n(", to);
 			print_facts(to, o);
 			fputs(").\n", to);
 		}
@@ -149,12 +163,14 @@ void options_help_mdoc(FILE *to)
 	}
 	for (size_t i = 0; i < sizeof(repeated) / sizeof(repeated[0]); i++) {
 		if (!repeated[i].arg) {
-			fprintf(to, "%s.Ss %s\n%s\n.Bl -tag -width Ds\n", i ? ".El\n" : "",
-				repeated[i].key, repeated[i].prose);
+			fprintf(to, "%s.Ss %s\n", i ? ".El\n" : "", repeated[i].key);
+			print_sentences(to, repeated[i].prose);
+			fputs("\n.Bl -tag -width Ds\n", to);
 			continue;
 		}
-		fprintf(to, ".It Cm %s No = Ar %s\n%s.\n", repeated[i].key, repeated[i].arg,
-			repeated[i].prose);
+		fprintf(to, ".It Cm %s No = Ar %s\n", repeated[i].key, repeated[i].arg);
+		print_sentences(to, repeated[i].prose);
+		fputs(".\n", to);
 		if (i == 2) {
 #define TENANT(key, type, option)                                                                  \
 	fprintf(to,                                                                                \

@@ -160,7 +160,7 @@ static void test_commit(void **state)
 {
 	REQUEST(q, commit, Commit, COMMIT, COMMIT);
 	Kvgate__V1__CommitItem item[6], *items[6];
-	uint8_t keys[6][KVG_KEY_BYTES], parent[KVG_KEY_BYTES];
+	uint8_t keys[6][KVG_KEY_BYTES], parent[KVG_KEY_BYTES + 1] = {0};
 	static const uint32_t expect[6] = {KVG_CODE_OK, KVG_CODE_NO_STAGE, KVG_CODE_OK,
 		KVG_CODE_BAD_ARGUMENT, KVG_CODE_NO_PARENT, KVG_CODE_OK};
 	struct answer a;
