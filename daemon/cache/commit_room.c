@@ -12,7 +12,7 @@
 #include <assert.h>
 #include <errno.h>
 
-#define ROUNDS_AT_ONCE 4 /* of eviction for one commit before the loop has its turn */
+#define ROUNDS_AT_ONCE 2 /* of eviction for one commit before the loop has its turn */
 
 enum room {
 	ROOM,

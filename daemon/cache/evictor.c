@@ -27,7 +27,7 @@
 
 #include "daemon/cache/tenant.h"
 
-#define ROUND_LOOKS 512           /* victims looked at in one round: about a millisecond */
+#define ROUND_LOOKS 128           /* victims looked at in one round: about a millisecond */
 #define RETRY_NS    100000000     /* everything was pinned: so long until the next try */
 #define ROUND_BYTES (64ull << 20) /* of a background round */
 
