@@ -7,9 +7,8 @@
 
 uint32_t order_bound(float edge)
 {
-	uint16_t bits = f16_from_f32(edge), flipped;
+	uint16_t bits = f16_from_f32(edge), flipped = order_flip(bits);
 
-	flipped = order_flip(bits == 0x8000u ? 0 : bits);
 	if (f16_to_f32(bits) < edge) /* rounded down: the next greater f16 */
 		flipped--;
 	return (uint32_t)flipped << 16 | 0xffffu;

@@ -9,17 +9,22 @@ struct gate {
 	struct gate_info info;
 };
 struct gate_scratch {
-	uint32_t tokens;
+	uint32_t tokens, hidden;
 };
 int fake_gate_scratches;
+
+void fake_gate_become(struct gate *g, uint32_t layers, uint32_t heads, uint32_t hidden)
+{
+	g->info = (struct gate_info){.layers = layers, .heads = heads, .hidden = hidden};
+	g->info.digest[0] = (uint8_t)heads;
+	g->info.digest[1] = (uint8_t)hidden;
+}
 
 struct gate *fake_gate_new(uint32_t layers, uint32_t heads, uint32_t hidden)
 {
 	struct gate *g = calloc(1, sizeof(*g));
 
-	g->info = (struct gate_info){.layers = layers, .heads = heads, .hidden = hidden};
-	g->info.digest[0] = (uint8_t)heads;
-	g->info.digest[1] = (uint8_t)hidden;
+	fake_gate_become(g, layers, heads, hidden);
 	return g;
 }
 
@@ -36,9 +41,9 @@ const struct gate_info *gate_info(const struct gate *g)
 
 int gate_scratch_new(const struct gate *g, uint32_t tokens, struct gate_scratch **ret)
 {
-	(void)g;
 	*ret = calloc(1, sizeof(**ret));
 	(*ret)->tokens = tokens;
+	(*ret)->hidden = g->info.hidden;
 	fake_gate_scratches++;
 	return 0;
 }
@@ -57,7 +62,8 @@ void gate_score(const struct gate *g, uint32_t layer, const void *x, uint32_t x_
 {
 	(void)arithmetic;
 	(void)isa;
-	if (layer >= g->info.layers || tokens > scratch->tokens)
+	if (layer >= g->info.layers || tokens > scratch->tokens ||
+		g->info.hidden != scratch->hidden)
 		abort();
 	for (uint32_t h = 0; h < g->info.heads; h++)
 		for (uint32_t t = 0; t < tokens; t++) {

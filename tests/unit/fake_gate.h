@@ -6,6 +6,8 @@
 #include "gates/gate.h"
 
 struct gate *fake_gate_new(uint32_t layers, uint32_t heads, uint32_t hidden);
+void fake_gate_become(struct gate *g, uint32_t layers, uint32_t heads,
+	uint32_t hidden);       /* another one, at the same address */
 extern int fake_gate_scratches; /* alive */
 
 #endif

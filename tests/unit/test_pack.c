@@ -489,11 +489,50 @@ static void test_opaque(void **state)
 	}
 }
 
-/* The bound is never too small, and not far off either. */
+/* Pages of a block whose pairs fall into planes like this. */
+static uint64_t pages_for(
+	const struct kv_shape *s, uint32_t n_planes, const uint32_t *pairs, unsigned page_shift)
+{
+	uint64_t bytes = 0;
+
+	for (uint32_t p = 0; p < n_planes; p++) {
+		struct plane_geometry g;
+
+		if (p > 0 && pairs[p] == 0)
+			continue;
+		plane_geometry(s->layers * s->heads, pairs[p], p ? 0 : s->tokens,
+			(uint32_t)shape_k_row(s), (uint32_t)shape_v_row(s), 0, &g);
+		bytes += (g.bytes + (1ull << page_shift) - 1) >> page_shift << page_shift;
+	}
+	return bytes;
+}
+
+/* The bound is never too small, however the scores fall, and not far off either. */
 static void test_worst_case(void **state)
 {
 	struct bench *e = *state;
 
+	for (int i = 0; i < 200000; i++) {
+		struct kv_shape s = {.layers = 1 + rnd() % 4,
+			.heads = 1 + rnd() % 4,
+			.tokens = 1 + rnd() % 64,
+			.k_dim = 1 + rnd() % 40,
+			.v_dim = 1 + rnd() % 40,
+			.dtype = KVG_DTYPE_FP8_E4M3};
+		uint32_t pairs[KVG_PLANES_MAX] = {0}, n_planes = 1 + rnd() % KVG_PLANES_MAX;
+		uint32_t left = s.layers * s.heads * s.tokens;
+		/* pages far smaller than any that are used, so that nothing hides in their rounding */
+		unsigned page_shift = rnd() % 8;
+
+		for (uint32_t p = 1; p < n_planes; p++) {
+			pairs[p] = rnd() % (2 * left / n_planes + 1);
+			pairs[p] = pairs[p] < left ? pairs[p] : left;
+			left -= pairs[p];
+		}
+		pairs[0] = left;
+		assert_true(pages_for(&s, n_planes, pairs, page_shift) <=
+			pack_worst_case(&s, n_planes - 1, page_shift));
+	}
 	for (int i = 0; i < 60; i++) {
 		struct block b = usual();
 
@@ -512,6 +551,39 @@ static void test_worst_case(void **state)
 				shape_runs(&b.shape) * b.tokens * 4ull + b.tokens * 4ull +
 				(b.n_edges + 1) * ((1ull << b.page_shift) + 1024));
 	}
+}
+
+/* Scratch for scoring is kept between blocks, but neither for longer blocks nor for another gate. */
+static void test_gate_scratch(void **state)
+{
+	static const uint32_t tokens[] = {64, 300, 10, 299};
+	struct bench *e = *state;
+	struct gate *gate = fake_gate_new(1, 1, 1);
+
+	for (int i = 0; i < 8; i++) {
+		struct block b = usual();
+		struct staged st;
+		struct pack_job j;
+
+		b.shape.tokens = 300;
+		b.tokens = tokens[i % 4];
+		b.input = STAGE_INPUT_HIDDEN;
+		b.hidden_dtype = KVG_DTYPE_F32;
+		b.shape.heads = 3 + (uint32_t)i / 4; /* and so another hidden size */
+		stage(&b, &st);
+		init_job(&b, e, &st, &j);
+		fake_gate_become(gate, st.gated, b.shape.heads, st.hidden);
+		j.gate = gate;
+		assert_int_equal(pack_run(e->packer, &j), KVG_CODE_OK);
+		check_planes(&b, &st, &j);
+		assert_int_equal(fake_gate_scratches, 1);
+		for (uint32_t p = 0; p < j.n_planes; p++)
+			if (j.plane[p].extent.pages)
+				pool_release(e->tenant, &j.plane[p].extent);
+		pool_unreserve(e->pool, j.reserved - j.used);
+		unstage(&st);
+	}
+	gate_free(gate);
 }
 
 static void test_page_shift(void **state)
@@ -669,6 +741,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_inputs, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_opaque, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_worst_case, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_gate_scratch, setup, teardown),
 		cmocka_unit_test(test_page_shift),
 		cmocka_unit_test_setup_teardown(test_bad_scores, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_wrong_gate, setup, teardown),

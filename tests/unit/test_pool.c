@@ -51,6 +51,14 @@ static struct pool_stat stat_of(struct pool *p)
 	return st;
 }
 
+static uint64_t kernel_of(int fd)
+{
+	struct stat st;
+
+	assert_int_equal(fstat(fd, &st), 0);
+	return (uint64_t)st.st_blocks * 512;
+}
+
 /* Bytes the kernel holds for all segments of a tenant; ids are tried up to a bound. */
 static uint64_t kernel_bytes(struct pool_tenant *t)
 {
@@ -58,12 +66,10 @@ static uint64_t kernel_bytes(struct pool_tenant *t)
 
 	for (uint32_t id = 1; id < 200; id++) {
 		struct pool_segment s;
-		struct stat st;
 
 		if (pool_segment_get(t, id, &s) < 0)
 			continue;
-		assert_int_equal(fstat(s.fd, &st), 0);
-		sum += (uint64_t)st.st_blocks * 512;
+		sum += kernel_of(s.fd);
 	}
 	return sum;
 }
@@ -206,6 +212,42 @@ static void test_tenants(void **state)
 	pool_free(p);
 }
 
+/* Whose idle memory goes first: what is in nobody's way, then what is in the shortest runs. */
+static void test_who_gives(void **state)
+{
+	struct pool *p = make(&tier_host, 6 * MIB, 2 * MIB, false);
+	struct pool_tenant *a = tenant(p), *b = tenant(p);
+	struct extent long_run, kept, e[32], empty, x;
+	struct pool_segment s;
+
+	(void)state;
+	assert_int_equal(pool_alloc(a, 30 * PAGE, SHIFT, &long_run), 0);
+	assert_int_equal(pool_alloc(a, 2 * PAGE, SHIFT, &kept), 0);
+	for (int i = 0; i < 32; i++)
+		assert_int_equal(pool_alloc(a, PAGE, SHIFT, &e[i]), 0);
+	assert_int_equal(pool_alloc(a, 31 * PAGE, SHIFT, &empty), 0);
+	assert_int_equal(pool_alloc(a, PAGE, 12, &x), 0);
+	pool_release(a, &long_run);
+	for (int i = 0; i < 32; i += 2)
+		pool_release(a, &e[i]); /* sixteen runs of one page */
+	pool_release(a, &empty);
+	assert_int_equal(stat_of(p).resident, 6 * MIB);
+
+	assert_int_equal(pool_alloc(b, PAGE, SHIFT, &x), 0);
+	assert_int_equal(pool_segment_get(a, empty.segment, &s), 0);
+	assert_int_equal(kernel_of(s.fd), 30 * PAGE);
+	assert_int_equal(pool_alloc(b, 30 * PAGE, SHIFT, &x), 0);
+	assert_int_equal(pool_segment_get(a, empty.segment, &s), -ENOENT); /* nothing left */
+	assert_int_equal(pool_alloc(b, 9 * PAGE, SHIFT, &x), 0);
+	assert_int_equal(pool_segment_get(a, e[1].segment, &s), 0);
+	assert_int_equal(kernel_of(s.fd), (32 - 9) * PAGE);
+	assert_int_equal(pool_segment_get(a, kept.segment, &s), 0);
+	assert_int_equal(kernel_of(s.fd), 32 * PAGE);
+	pool_tenant_free(a);
+	pool_tenant_free(b);
+	pool_free(p);
+}
+
 /* The fd that was borrowed outlives a worker's giving back, up to the next reservation. */
 static void test_borrowed_fd(void **state)
 {
@@ -285,7 +327,8 @@ static void wait_resident(struct pool *p, uint64_t bytes)
 
 static void test_prefault(void **state)
 {
-	struct pool *p = make(&tier_host, 12 * MIB, 4 * MIB, true);
+	const uint64_t budget = 12 * MIB - 3 * PAGE;
+	struct pool *p = make(&tier_host, budget, 4 * MIB, true);
 	struct pool_tenant *a = tenant(p), *b = tenant(p);
 	struct extent e, f, g;
 
@@ -297,11 +340,11 @@ static void test_prefault(void **state)
 	assert_int_equal(pool_alloc(a, 2 * MIB, SHIFT, &f), 0);
 	wait_resident(p, 8 * MIB); /* it is mostly used: one more, ahead of need */
 	assert_int_equal(stat_of(p).segments, 2);
-	assert_int_equal(pool_alloc(b, 4 * MIB, SHIFT, &g), 0);
-	wait_resident(p, 12 * MIB); /* never more than the budget */
+	assert_int_equal(pool_alloc(b, PAGE, SHIFT, &g), 0);
+	wait_resident(p, budget); /* never more than the budget */
 	usleep(20000);
-	assert_int_equal(stat_of(p).resident, 12 * MIB);
-	assert_int_equal(kernel_bytes(a) + kernel_bytes(b), 12 * MIB);
+	assert_int_equal(stat_of(p).resident, budget);
+	assert_int_equal(kernel_bytes(a) + kernel_bytes(b), budget);
 	for (uint32_t i = 0; i < MIB; i += 4096)
 		assert_int_equal(((uint8_t *)e.addr)[i], 7);
 	pool_tenant_free(a);
@@ -482,6 +525,7 @@ int main(void)
 		TEST(test_budget),
 		TEST(test_fragmentation),
 		TEST(test_tenants),
+		TEST(test_who_gives),
 		TEST(test_borrowed_fd),
 		TEST(test_faults),
 		TEST(test_prefault),

@@ -167,6 +167,10 @@ static void test_backed_is_what_the_kernel_gave(void **state)
 			if (n < 128 && arena_alloc(&s->arena, want, &page) == 0) {
 				segment_cold(s, page, want, &part);
 				if (part.pages) {
+					/* no more than has to be */
+					assert_false(bitmap_test(s->backed, part.page));
+					assert_false(
+						bitmap_test(s->backed, part.page + part.pages - 1));
 					segment_mark_backed(s, &part);
 					assert_int_equal(segment_back(s, &part), 0);
 				}
@@ -205,6 +209,31 @@ static void test_backed_is_what_the_kernel_gave(void **state)
 		for (size_t b = 0; b < (size_t)live[i].pages * PAGE; b += 4096)
 			assert_int_equal(
 				((uint8_t *)s->memory.addr)[(size_t)live[i].page * PAGE + b], 1);
+	segment_free(s);
+}
+
+/* What has to be backed of a run: from its first cold page to its last. */
+static void test_cold(void **state)
+{
+	struct segment *s = make(&tier_host, false);
+	struct segment_part part = {.page = 70, .pages = 3};
+
+	(void)state;
+	segment_mark_backed(s, &part);
+	segment_cold(s, 70, 3, &part);
+	assert_int_equal(part.pages, 0);
+	segment_cold(s, 60, 12, &part); /* backed at its end */
+	assert_int_equal(part.page, 60);
+	assert_int_equal(part.pages, 10);
+	segment_cold(s, 72, 9, &part); /* at its front */
+	assert_int_equal(part.page, 73);
+	assert_int_equal(part.pages, 8);
+	segment_cold(s, 60, 20, &part); /* in the middle */
+	assert_int_equal(part.page, 60);
+	assert_int_equal(part.pages, 20);
+	segment_next_cold(s, 1000, &part); /* up to what is backed */
+	assert_int_equal(part.page, 0);
+	assert_int_equal(part.pages, 70);
 	segment_free(s);
 }
 
@@ -312,6 +341,7 @@ int main(void)
 		cmocka_unit_test(test_clients_cannot_write),
 		cmocka_unit_test(test_unprotected_is_an_error),
 		cmocka_unit_test(test_backed_is_what_the_kernel_gave),
+		cmocka_unit_test(test_cold),
 		cmocka_unit_test(test_retired),
 		cmocka_unit_test(test_huge_pages_are_a_wish),
 		cmocka_unit_test(test_numa_node),
