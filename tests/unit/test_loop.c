@@ -150,6 +150,26 @@ static void test_timers(void **state)
 	loop_free(l);
 }
 
+/* The next timer is the next one, whichever was armed first. */
+static void test_earlier_timer(void **state)
+{
+	struct tick late = {0}, early = {0};
+	struct loop *l;
+
+	(void)state;
+	assert_int_equal(loop_new(&l), 0);
+	assert_int_equal(loop_add_timer(l, on_tick, &late, &late.timer), 0);
+	assert_int_equal(loop_add_timer(l, on_tick, &early, &early.timer), 0);
+	loop_arm(late.timer, 3600000000000ull, 0);
+	loop_arm(early.timer, 1000000, 0);
+	assert_int_equal(loop_run_once(l, 5000), 0);
+	assert_int_equal(early.count, 1);
+	assert_int_equal(late.count, 0);
+	loop_del_timer(late.timer);
+	loop_del_timer(early.timer);
+	loop_free(l);
+}
+
 static void test_timer_removes_timers(void **state)
 {
 	struct tick a = {0}, b = {0};
@@ -286,6 +306,7 @@ int main(void)
 		cmocka_unit_test(test_remove_other),
 		cmocka_unit_test(test_remove_itself),
 		cmocka_unit_test(test_timers),
+		cmocka_unit_test(test_earlier_timer),
 		cmocka_unit_test(test_timer_removes_timers),
 		cmocka_unit_test(test_signals),
 		cmocka_unit_test(test_post),

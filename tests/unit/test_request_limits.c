@@ -52,6 +52,8 @@ static void put_many(uint32_t layout, unsigned n)
 		kvgate__v1__commit_item__init(&item[i]);
 		item[i].stage = ids[i];
 		item[i].key = (ProtobufCBinaryData){.len = KVG_KEY_BYTES, .data = keys[i]};
+		if (i)
+			item[i].parent = item[i - 1].key;
 		items[i] = &item[i];
 	}
 	q_body.items = items;
@@ -194,6 +196,7 @@ static void test_drain(void **state)
 	assert_int_equal(
 		loop_run_once(s.loop, 1000), 0); /* it is taken, and not yet packed and told */
 	server_drain(s.server, on_drained, NULL);
+	assert_false(drained);
 	assert_int_equal(access(s.socket, F_OK), -1);
 	client_receive(&c, &a); /* what was begun is finished */
 	assert_int_equal(a.m->commit->results[0]->code, KVG_CODE_OK);
