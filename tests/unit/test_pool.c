@@ -248,6 +248,77 @@ static void test_who_gives(void **state)
 	pool_free(p);
 }
 
+/* A machine with two huge-page segments reserved, played by ordinary memory. */
+static int set_aside_left;
+
+static int open_set_aside(
+	const struct tier_ops *t, const struct tier_request *q, struct tier_memory *ret)
+{
+	int r = tier_host.open(t, q, ret);
+
+	if (r == 0 && q->huge_pages && set_aside_left > 0) {
+		set_aside_left--;
+		ret->set_aside = true;
+	}
+	return r;
+}
+
+static void close_set_aside(const struct tier_ops *t, struct tier_memory *m)
+{
+	set_aside_left += m->set_aside;
+	tier_host.close(t, m);
+}
+
+/* Memory set aside counts while it is used, is never punched, and goes round between tenants in whole segments. */
+static void test_set_aside(void **state)
+{
+	struct tier_ops tier = tier_host;
+	struct pool_options o = {.tier = &tier,
+		.budget = 4 * MIB,
+		.segment_bytes = 2 * MIB,
+		.numa_node = -1,
+		.huge_pages = true};
+	struct pool *p;
+	struct pool_tenant *a, *b;
+	struct extent e[4], f;
+	struct pool_segment s;
+
+	(void)state;
+	tier.open = open_set_aside;
+	tier.close = close_set_aside;
+	set_aside_left = 2;
+	assert_int_equal(pool_new(&o, &p), 0);
+	a = tenant(p);
+	b = tenant(p);
+	for (int i = 0; i < 4; i++)
+		assert_int_equal(pool_alloc(a, MIB, SHIFT, &e[i]), 0);
+	assert_int_equal(set_aside_left, 0);
+	assert_int_equal(stat_of(p).resident, 4 * MIB);
+	pool_release(a, &e[0]);
+	assert_int_equal(stat_of(p).resident, 3 * MIB);
+	assert_int_equal(pool_alloc(b, MIB, SHIFT, &f), 0); /* none left: an ordinary segment */
+	assert_int_equal(stat_of(p).resident, 4 * MIB);
+	assert_int_equal(kernel_bytes(a), 4 * MIB); /* a's idle pages are of no use to b */
+	pool_release(b, &f);
+	assert_int_equal(stat_of(p).resident, 4 * MIB);
+	pool_release(a, &e[1]); /* a segment of a's is empty now */
+	assert_int_equal(pool_alloc(b, 2 * MIB, SHIFT, &f), 0);
+	assert_int_equal(f.segment != 0 && stat_of(p).used == 4 * MIB, 1);
+	assert_int_equal(stat_of(p).resident, 4 * MIB);
+	pool_release(b, &f);
+	assert_int_equal(pool_alloc(b, MIB, 12, &f),
+		0); /* needs a new segment: what a left empty is let go */
+	assert_int_equal(pool_segment_get(a, e[0].segment, &s), -ENOENT);
+	assert_int_equal(pool_reserve(p, 1), 0); /* closes it */
+	pool_unreserve(p, 1);
+	assert_int_equal(set_aside_left, 1);
+	pool_tenant_free(a);
+	pool_tenant_free(b);
+	assert_int_equal(stat_of(p).resident, 0);
+	pool_free(p);
+	assert_int_equal(set_aside_left, 2);
+}
+
 /* The fd that was borrowed outlives a worker's giving back, up to the next reservation. */
 static void test_borrowed_fd(void **state)
 {
@@ -526,6 +597,7 @@ int main(void)
 		TEST(test_fragmentation),
 		TEST(test_tenants),
 		TEST(test_who_gives),
+		TEST(test_set_aside),
 		TEST(test_borrowed_fd),
 		TEST(test_faults),
 		TEST(test_prefault),
