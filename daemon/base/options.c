@@ -11,7 +11,8 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
+
+#include "daemon/base/machine.h"
 
 #define ENV_PREFIX "KVGATED_"
 
@@ -169,7 +170,7 @@ int options_new(struct options **ret)
 
 	if (!o)
 		return -ENOMEM;
-	o->machine_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+	o->machine_bytes = machine_memory();
 	for (unsigned i = 0; i < OPTION_N; i++)
 		option_set_default(
 			&option_table[i], o->machine_bytes, (char *)o + option_table[i].offset);

@@ -2,6 +2,7 @@
 /* Hello: versions and features, and what a session is given to read with - the index, and a pin page of its own. */
 #include <errno.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "daemon/base/log.h"
 #include "daemon/serve/request.h"
@@ -32,6 +33,8 @@ int prep_hello(struct request *r, const Kvgate__V1__Request *q)
 	client = request_text(r, "client", m->client, REQUEST_NAME_MAX);
 	if (!client)
 		return KVG_CODE_BAD_ARGUMENT;
+	for (char *quote = client; (quote = strchr(quote, '"'));)
+		*quote = '\''; /* it stands in quotes in the log */
 	snprintf(r->session->client, sizeof(r->session->client), "%s", client);
 	a->features = m->features & FEATURES;
 	a->control = m->control;

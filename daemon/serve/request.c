@@ -240,14 +240,8 @@ static void answer(struct request *r, int code)
 	bare.code = (uint32_t)code;
 	bare.error = r->why[0] ? r->why : (char *)(uintptr_t)kvg_code_prose(code);
 	request_send(r->session, &bare, NULL, 0);
-	if (code_ends(code)) {
-		counter_add(r->tenant->scope, COUNTER_BAD_MESSAGES, 0, 1);
-		log_info("bad message",
-			"session=%llu tenant=%s pid=%d client=\"%s\" code=%s why=\"%s\"",
-			(unsigned long long)r->session->id, r->tenant->name,
-			(int)r->session->peer.pid, r->session->client, kvg_code_name(code),
-			bare.error);
-	}
+	if (code_ends(code))
+		session_bad_message(r->session, kvg_code_name(code), bare.error);
 	if (code_ends(code) || r->session->state == SESSION_GREETING)
 		session_end(r->session, "refused");
 }

@@ -122,6 +122,20 @@ void session_send(struct session *s, const void *data, size_t n, const int *fds,
 		cut_off(s, r);
 }
 
+void session_bad_message(struct session *s, const char *what, const char *why)
+{
+	int64_t n;
+
+	counter_add(s->tenant->scope, COUNTER_BAD_MESSAGES, 0, 1);
+	n = counter_get(s->tenant->scope, COUNTER_BAD_MESSAGES, 0);
+	if (n & (n - 1)) /* the 1st, 2nd, 4th, 8th ... of a tenant: nobody fills the log by it */
+		return;
+	log_warning("bad message",
+		"session=%llu tenant=%s pid=%d client=\"%s\" code=%s why=\"%s\" so_far=%lld",
+		(unsigned long long)s->id, s->tenant->name, (int)s->peer.pid, s->client, what, why,
+		(long long)n);
+}
+
 static void receive(struct session *s)
 {
 	void *buf = request_buffers_in(s->server->buffers);
@@ -136,7 +150,8 @@ static void receive(struct session *s)
 	} else if (n == 0 || n == -ECONNRESET) {
 		session_end(s, "end of file");
 	} else if (n == -EMSGSIZE) {
-		counter_add(s->tenant->scope, COUNTER_BAD_MESSAGES, 0, 1);
+		session_bad_message(
+			s, "EMSGSIZE", "a message or its file descriptors are too large");
 		session_end(s, "message too large");
 	} else if (n != -EAGAIN) {
 		cut_off(s, (int)n);

@@ -80,6 +80,9 @@ void session_end(struct session *s, const char *why);
 /* A whole message. A client that cannot be told, or does not read, is cut off. */
 void session_send(struct session *s, const void *data, size_t n, const int *fds, unsigned n_fds);
 
+/* The client broke the protocol: counted, and logged less and less often. */
+void session_bad_message(struct session *s, const char *what, const char *why);
+
 /* A batch was answered, or nobody waits for it any more. */
 void server_batch_done(struct server *s);
 
