@@ -107,6 +107,11 @@ struct kvg_layout_options {
 	uint32_t n_ungated;
 	uint32_t hidden_dtype; /* bf16 or f32 when the daemon is to score hidden states */
 	uint64_t opaque_bytes; /* > 0: opaque blocks; layers .. dtype are 0 */
+	/*
+	 * [n_edges] share of all pairs at or above each edge, by calibration; ascending. A retention floor then
+	 * means the best pairs of the model; NULL: it means the best of each block by itself.
+	 */
+	const float *retained;
 };
 struct kvg_layout_info {
 	size_t size;
@@ -328,6 +333,8 @@ KVG_API void kvg_gate_close(struct kvg_gate *g);
 KVG_API void kvg_gate_describe(const struct kvg_gate *g, uint32_t *layers, uint32_t *heads,
 	uint32_t *groups, uint32_t *hidden, uint8_t digest[32], uint32_t *n_edges,
 	float edges[KVG_PLANES_MAX - 1]);
+/* Share of all pairs at or above each edge, ascending: for kvg_layout_options. Returns n_edges. */
+KVG_API uint32_t kvg_gate_retained(const struct kvg_gate *g, float ret[KVG_PLANES_MAX - 1]);
 /*
  * x: [tokens][hidden] bf16 or f32, the input of gated layer `layer`'s attention after its norm; ret:
  * [heads][tokens] f32. exact: the reference's rounding. One thread per gate. -EINVAL, -ENOMEM.

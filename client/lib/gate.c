@@ -66,6 +66,14 @@ void kvg_gate_describe(const struct kvg_gate *g, uint32_t *layers, uint32_t *hea
 		memcpy(edges, i->edges, sizeof(i->edges));
 }
 
+uint32_t kvg_gate_retained(const struct kvg_gate *g, float ret[KVG_PLANES_MAX - 1])
+{
+	const struct gate_info *i = gate_info(g->gate);
+
+	memcpy(ret, i->quantiles, i->n_edges * sizeof(ret[0]));
+	return i->n_edges;
+}
+
 int kvg_gate_score(struct kvg_gate *g, uint32_t layer, const void *x, uint32_t dtype,
 	uint32_t tokens, int exact, float *ret)
 {

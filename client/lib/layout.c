@@ -69,6 +69,8 @@ static void fill_request(const struct kvg_layout_options *o, Kvgate__V1__Registe
 	m->hidden_dtype = o->hidden_dtype;
 	m->edges = (float *)(uintptr_t)o->edges;
 	m->n_edges = o->n_edges;
+	m->retained = (float *)(uintptr_t)o->retained;
+	m->n_retained = o->retained ? o->n_edges : 0;
 	m->ungated_layers = (uint32_t *)(uintptr_t)o->ungated_layers;
 	m->n_ungated_layers = o->n_ungated;
 	if (o->gate_digest)

@@ -25,6 +25,7 @@ int scoring_init(struct scoring *s, const struct model_config *c, const char *ga
 		return why(ret_why, why_size, r, "%s", kvg_last_error(NULL));
 	kvg_gate_describe(
 		s->gate, &layers, &heads, &groups, &hidden, s->digest, &s->n_edges, s->edges);
+	kvg_gate_retained(s->gate, s->retained);
 	if (layers != c->layers || heads != c->kv_heads || hidden != c->hidden ||
 		(groups && groups != model_group(c))) {
 		scoring_fini(s);

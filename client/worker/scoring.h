@@ -22,6 +22,7 @@ struct scoring {
 	uint8_t digest[32];
 	uint32_t n_edges;
 	float edges[KVG_PLANES_MAX - 1];
+	float retained[KVG_PLANES_MAX - 1];
 	float *scratch; /* [kv_heads][tokens of one call] */
 	uint32_t scratch_tokens;
 	float *hidden; /* [layers][hidden_tokens][hidden] */

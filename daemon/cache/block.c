@@ -64,8 +64,24 @@ uint64_t block_pages(const struct block *b, uint8_t planes)
 	return bytes;
 }
 
+/*
+ * Bands are the same for every block of a model, so its best 30 % are those above the edge that calibration found
+ * there: a block of dense text holds more of them than one of boilerplate. Without calibration each block is
+ * taken by itself.
+ */
+static uint32_t planes_above(const struct cache_layout *l, float floor)
+{
+	uint32_t p = 0;
+
+	while (p < l->n_retained && (double)l->retained[p] < (double)floor * (1 - 1e-6))
+		p++;
+	return p + 1;
+}
+
 uint32_t block_droppable_from(const struct block *b, float floor)
 {
+	const uint32_t above = planes_above(b->layout, floor);
+	const bool calibrated = b->layout->n_retained;
 	/* a floor of .3 is a float a little above .3: that must not cost a plane */
 	const double enough = (double)floor * (double)b->pairs * (1 - 1e-6);
 	uint64_t there = 0;
@@ -74,10 +90,10 @@ uint32_t block_droppable_from(const struct block *b, float floor)
 	for (uint32_t p = 0; p < b->n_planes; p++) {
 		if (!(b->planes >> p & 1))
 			continue;
+		if (n && (calibrated ? p >= above : (double)there >= enough))
+			break;
 		there += b->plane[p].pairs;
 		n++;
-		if ((double)there >= enough)
-			break;
 	}
 	return n;
 }

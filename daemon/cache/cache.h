@@ -67,6 +67,8 @@ struct cache_layout_spec {
 	uint32_t hidden_dtype; /* 0, bf16 or f32 */
 	const uint32_t *ungated_layers;
 	uint32_t n_ungated;
+	uint32_t n_retained; /* 0, or n_edges: what share of all pairs lies at or above each edge */
+	float retained[KVG_PLANES_MAX - 1];
 };
 /* An equal layout is found again. KVG_CODE_OK, BAD_LAYOUT, BAD_GATE, BAD_ARGUMENT with text in ret_why; QUOTA. */
 int cache_layout_register(struct cache_tenant *t, const struct cache_layout_spec *s,

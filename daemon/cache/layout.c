@@ -141,7 +141,8 @@ static int check_identity(
 	return KVG_CODE_OK;
 }
 
-static int check_edges(const struct layout_identity *id, const struct why *why)
+static int check_edges(
+	const struct cache_layout_spec *s, const struct layout_identity *id, const struct why *why)
 {
 	static const uint8_t none[32];
 
@@ -157,6 +158,15 @@ static int check_edges(const struct layout_identity *id, const struct why *why)
 			return refuse(why, KVG_CODE_BAD_ARGUMENT,
 				"edges must descend; edge %u does not", i);
 	}
+	if (s->n_retained && s->n_retained != id->n_edges)
+		return refuse(why, KVG_CODE_BAD_ARGUMENT,
+			"%u retained shares for %u edges: give one for each, or none",
+			s->n_retained, id->n_edges);
+	for (uint32_t i = 0; i < s->n_retained; i++)
+		if (!(s->retained[i] > (i ? s->retained[i - 1] : 0)) || !(s->retained[i] <= 1))
+			return refuse(why, KVG_CODE_BAD_ARGUMENT,
+				"retained shares must ascend between 0 and 1; share %u does not",
+				i);
 	return KVG_CODE_OK;
 }
 
@@ -259,6 +269,19 @@ static int map_layers(struct cache_layout *l, const struct cache_layout_spec *s)
 	return 0;
 }
 
+/* What calibration said of the bands: the gate's own word, or the client's. */
+static void take_retained(
+	struct cache_layout *l, const struct cache_layout_spec *s, const struct cache_gate *gate)
+{
+	const float *from = gate ? gate_info(gate->gate)->quantiles : s->retained;
+	uint32_t n = gate ? gate_info(gate->gate)->n_edges : s->n_retained;
+
+	if (l->n_retained || !n)
+		return;
+	memcpy(l->retained, from, n * sizeof(l->retained[0]));
+	l->n_retained = n;
+}
+
 static struct cache_layout *layout_new(struct cache_tenant *t, const struct cache_layout_spec *s,
 	const struct layout_identity *id, struct cache_gate *gate)
 {
@@ -288,6 +311,7 @@ static struct cache_layout *layout_new(struct cache_tenant *t, const struct cach
 	if (gate)
 		gate->layouts++;
 	l->hidden_dtype = s->hidden_dtype;
+	take_retained(l, s, gate);
 	l->floor = tenant_floor(t, copy[0]);
 	l->page_shift = pack_page_shift(&id->shape, layout_planes(l));
 	l->floor_pairs = (id->shape.tokens + TOKENS_PER_FLOOR_PAIR - 1) / TOKENS_PER_FLOOR_PAIR;
@@ -315,6 +339,7 @@ static bool joins(
 	}
 	if (!l->hidden_dtype)
 		l->hidden_dtype = s->hidden_dtype;
+	take_retained(l, s, gate);
 	return true;
 }
 
@@ -336,7 +361,7 @@ int cache_layout_register(struct cache_tenant *t, const struct cache_layout_spec
 	if (code == KVG_CODE_OK)
 		code = apply_gate(t->cache, s, &id, &gate, &why);
 	if (code == KVG_CODE_OK)
-		code = check_edges(&id, &why);
+		code = check_edges(s, &id, &why);
 	if (code != KVG_CODE_OK)
 		return code;
 	layout_fingerprint(t->cache->hasher, &id, fingerprint);

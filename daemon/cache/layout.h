@@ -37,6 +37,9 @@ struct cache_layout {
 		layer_gate; /* [layers] which gated layer each is, UINT32_MAX = not gated; NULL when opaque */
 	unsigned page_shift;
 	uint32_t floor_pairs;
+	uint32_t n_retained; /* 0, or n_edges */
+	float retained[KVG_PLANES_MAX -
+		1];  /* by calibration: share of pairs at or above each edge */
 	float floor; /* retention floor in force: its model's, or the tenant's */
 };
 struct cache_layout *layout_free(struct cache_layout *l);

@@ -52,6 +52,12 @@ static int copy_gate(
 	s->id.n_edges = (uint32_t)m->n_edges;
 	if (m->n_edges)
 		memcpy(s->id.edges, m->edges, m->n_edges * sizeof(s->id.edges[0]));
+	if (m->n_retained > KVG_PLANES_MAX - 1)
+		return request_refuse(r, KVG_CODE_BAD_ARGUMENT,
+			"%zu retained shares: use at most %d", m->n_retained, KVG_PLANES_MAX - 1);
+	s->n_retained = (uint32_t)m->n_retained;
+	if (m->n_retained)
+		memcpy(s->retained, m->retained, m->n_retained * sizeof(s->retained[0]));
 	if (m->gate_digest.len)
 		memcpy(s->id.gate_digest, m->gate_digest.data, sizeof(s->id.gate_digest));
 	ungated = request_alloc(r, m->n_ungated_layers + 1, sizeof(*ungated));

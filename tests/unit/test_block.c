@@ -30,11 +30,14 @@ static int teardown(void **state)
 	return 0;
 }
 
+static struct cache_layout l;
+
 /* A block of planes with these pairs; the second one is empty. */
 static struct block *make(const uint32_t pairs[4])
 {
 	struct block *b = calloc(1, sizeof(*b) + 4 * sizeof(b->plane[0]));
 
+	b->layout = &l;
 	b->n_planes = 4;
 	for (uint32_t p = 0; p < 4; p++) {
 		b->plane[p].pairs = pairs[p];
@@ -69,6 +72,16 @@ static void test_shares(void **state)
 	assert_int_equal(block_droppable_from(b, .3f), 2);
 	assert_int_equal(block_droppable_from(b, .31f), 3);
 	assert_int_equal(block_droppable_from(b, 1.0f), 3);
+	/* calibrated: what counts is where the band lies in the model, not what this block has in it */
+	l.n_retained = 3;
+	memcpy(l.retained, (float[]){.05f, .2f, .5f}, 3 * sizeof(float));
+	assert_int_equal(block_droppable_from(b, .05f), 1);
+	assert_int_equal(block_droppable_from(b, .06f), 1); /* plane 1 is empty */
+	assert_int_equal(block_droppable_from(b, .3f), 2);
+	assert_int_equal(block_droppable_from(b, .5f), 2);
+	assert_int_equal(block_droppable_from(b, .51f), 3);
+	assert_int_equal(block_droppable_from(b, 1.0f), 3);
+	l.n_retained = 0;
 	free(b);
 	b = make((uint32_t[]){1, 0, 0, 0});
 	b->pairs = b->plane[0].pairs = 0; /* opaque */
