@@ -251,6 +251,13 @@ static int build_loop(struct daemon *d)
 	return r;
 }
 
+static int failed(const char *what, int r)
+{
+	if (r < 0)
+		log_error("cannot start", "part=%s error=\"%s\"", what, strerror(-r));
+	return r;
+}
+
 static int build_server(struct daemon *d)
 {
 	const struct server_parts parts = {
@@ -260,20 +267,13 @@ static int build_server(struct daemon *d)
 		.options = d->options,
 	};
 	char why[400];
-	int r = server_new(&parts, &d->server);
+	int r = failed("server", server_new(&parts, &d->server));
 
 	if (r < 0)
 		return r;
 	r = server_listen(d->server, why, sizeof(why));
 	if (r < 0)
 		log_error("cannot listen", "why=\"%s\"", why);
-	return r;
-}
-
-static int failed(const char *what, int r)
-{
-	if (r < 0)
-		log_error("cannot start", "part=%s error=\"%s\"", what, strerror(-r));
 	return r;
 }
 
@@ -291,7 +291,7 @@ static int build(struct daemon *d)
 	if (r == 0)
 		r = gates_install(&gates, d->cache, d->options);
 	if (r == 0)
-		r = failed("server", build_server(d));
+		r = build_server(d);
 	return r;
 }
 
