@@ -14,6 +14,8 @@ typedef int32_t NAME(vi) __attribute__((vector_size(LANES * 4)));
 
 #define VF      NAME(vf)
 #define VI      NAME(vi)
+#define LOAD    NAME(load)
+#define STORE   NAME(store)
 #define INLINE  static inline __attribute__((always_inline)) TARGET
 #define VECTORS (TILE / LANES)
 #define WIDE    4 /* vectors of scores, or of a row of V, that are worked on together */
@@ -109,17 +111,17 @@ INLINE void NAME(widen)(float *dst, const void *src, uint32_t n, uint32_t dtype)
 
 	if (dtype == KVG_DTYPE_F32) {
 		for (uint32_t i = 0; i < whole; i += LANES)
-			NAME(store)(dst + i, NAME(load)(full + i));
+			STORE(dst + i, LOAD(full + i));
 		for (uint32_t i = whole; i < n; i++)
 			dst[i] = full[i];
 	} else if (dtype == KVG_DTYPE_BF16) {
 		for (uint32_t i = 0; i < whole; i += LANES)
-			NAME(store)(dst + i, NAME(from_bf16)(half + i));
+			STORE(dst + i, NAME(from_bf16)(half + i));
 		for (uint32_t i = whole; i < n; i++)
 			dst[i] = bf16_to_f32(half[i]);
 	} else {
 		for (uint32_t i = 0; i < whole; i += LANES)
-			NAME(store)(dst + i, NAME(from_f16)(half + i));
+			STORE(dst + i, NAME(from_f16)(half + i));
 		for (uint32_t i = whole; i < n; i++)
 			dst[i] = f16_to_f32(half[i]);
 	}
@@ -145,7 +147,7 @@ INLINE void NAME(turn)(float *dst, uint32_t dst_stride, const float *src, uint32
 
 #pragma GCC unroll 16
 	for (int i = 0; i < LANES; i++)
-		r[i] = NAME(load)(src + (size_t)i * src_stride);
+		r[i] = LOAD(src + (size_t)i * src_stride);
 	TURN(r, 1);
 	TURN(r, 2);
 	TURN(r, 4);
@@ -154,7 +156,7 @@ INLINE void NAME(turn)(float *dst, uint32_t dst_stride, const float *src, uint32
 #endif
 #pragma GCC unroll 16
 	for (int i = 0; i < LANES; i++)
-		NAME(store)(dst + (size_t)i * dst_stride, r[i]);
+		STORE(dst + (size_t)i * dst_stride, r[i]);
 }
 
 INLINE void NAME(load_tile)(struct attention *a, const struct tile *t)
@@ -189,29 +191,28 @@ INLINE void NAME(scores)(const struct attention *a, uint32_t first, uint32_t que
 
 #pragma GCC unroll 4
 			for (uint32_t w = 0; w < WIDE; w++)
-				s[i][w] += q * NAME(load)(k + w * LANES);
+				s[i][w] += q * LOAD(k + w * LANES);
 		}
 	}
 #pragma GCC unroll 4
 	for (uint32_t i = 0; i < queries; i++)
 #pragma GCC unroll 4
 		for (uint32_t w = 0; w < WIDE; w++)
-			NAME(store)(&p[i][j + w * LANES], s[i][w]);
+			STORE(&p[i][j + w * LANES], s[i][w]);
 }
 
-/* Scores to exp(score - max), zero for what the query does not see; acc and sum are brought to the new maximum. */
-INLINE void NAME(soften)(struct attention *a, const struct tile *t, uint32_t query, float p[TILE])
+/* Scores to exp(score - max), zero for what the query does not see. Returns what acc is to be scaled by. */
+INLINE float NAME(soften)(struct attention *a, const struct tile *t, uint32_t query, float p[TILE])
 {
 	const VI lane = {EACH_LANE(LANE_INDEX, 0)};
 	const int32_t visible = (int32_t)tile_visible(a, t, query);
-	float *acc = a->acc + (size_t)query * a->v_pad;
 	VF s[VECTORS], m = NAME(all)(a->max[query]), sum = {0};
 	float scale, max;
 
 #pragma GCC unroll 8
 	for (int w = 0; w < VECTORS; w++) {
-		s[w] = NAME(choose)(lane + w * LANES < visible, NAME(load)(p + w * LANES),
-			NAME(all)(NOTHING_SEEN));
+		s[w] = NAME(choose)(
+			lane + w * LANES < visible, LOAD(p + w * LANES), NAME(all)(NOTHING_SEEN));
 		m = NAME(larger)(s[w], m);
 	}
 	max = NAME(max)(m);
@@ -221,27 +222,27 @@ INLINE void NAME(soften)(struct attention *a, const struct tile *t, uint32_t que
 		s[w] = NAME(choose)(
 			lane + w * LANES < visible, NAME(exp)(s[w] - NAME(all)(max)), (VF){0});
 		sum += s[w];
-		NAME(store)(p + w * LANES, s[w]);
+		STORE(p + w * LANES, s[w]);
 	}
 	a->sum[query] = a->sum[query] * scale + NAME(sum)(sum);
-	if (a->max[query] < max)
-		for (uint32_t c = 0; c < a->v_pad; c += LANES)
-			NAME(store)(acc + c, NAME(load)(acc + c) * scale);
 	a->max[query] = max;
+	return scale;
 }
 
-/* acc += p v for `queries` queries and `wide` vectors of dimensions from c on. */
+/*
+ * acc = scale acc + p v for `queries` queries and `wide` vectors of dimensions from c on. The tile is summed by itself
+ * first: sums of 64, and then of tiles, lose less than one long sum.
+ */
 INLINE void NAME(values)(struct attention *a, uint32_t first, uint32_t queries, uint32_t c,
-	uint32_t wide, uint32_t n, float p[QUERIES][TILE])
+	uint32_t wide, uint32_t n, float p[QUERIES][TILE], const float scale[QUERIES])
 {
-	VF acc[QUERIES][WIDE];
+	VF sum[QUERIES][WIDE];
 
 #pragma GCC unroll 4
 	for (uint32_t i = 0; i < queries; i++)
 #pragma GCC unroll 4
 		for (uint32_t w = 0; w < wide; w++)
-			acc[i][w] =
-				NAME(load)(a->acc + (size_t)(first + i) * a->v_pad + c + w * LANES);
+			sum[i][w] = (VF){0};
 	for (uint32_t j = 0; j < n; j++) {
 		const float *v = a->v_rows + (size_t)j * a->v_pad + c;
 
@@ -249,20 +250,23 @@ INLINE void NAME(values)(struct attention *a, uint32_t first, uint32_t queries, 
 		for (uint32_t i = 0; i < queries; i++)
 #pragma GCC unroll 4
 			for (uint32_t w = 0; w < wide; w++)
-				acc[i][w] += p[i][j] * NAME(load)(v + w * LANES);
+				sum[i][w] += p[i][j] * LOAD(v + w * LANES);
 	}
 #pragma GCC unroll 4
 	for (uint32_t i = 0; i < queries; i++)
 #pragma GCC unroll 4
-		for (uint32_t w = 0; w < wide; w++)
-			NAME(store)
-	(a->acc + (size_t)(first + i) * a->v_pad + c + w * LANES, acc[i][w]);
+		for (uint32_t w = 0; w < wide; w++) {
+			float *acc = a->acc + (size_t)(first + i) * a->v_pad + c + w * LANES;
+
+			STORE(acc, LOAD(acc) * scale[i] + sum[i][w]);
+		}
 }
 
 INLINE void NAME(queries)(
 	struct attention *a, const struct tile *t, uint32_t first, uint32_t queries)
 {
 	float p[QUERIES][TILE] __attribute__((aligned(64)));
+	float scale[QUERIES];
 	uint32_t c = 0;
 
 	if (tile_visible(a, t, first + queries - 1) == 0)
@@ -270,13 +274,13 @@ INLINE void NAME(queries)(
 	for (uint32_t j = 0; j < TILE; j += WIDE * LANES)
 		NAME(scores)(a, first, queries, j, p);
 	for (uint32_t i = 0; i < queries; i++)
-		NAME(soften)(a, t, first + i, p[i]);
+		scale[i] = NAME(soften)(a, t, first + i, p[i]);
 	for (; c + WIDE * LANES <= a->v_pad; c += WIDE * LANES)
-		NAME(values)(a, first, queries, c, WIDE, t->n, p);
+		NAME(values)(a, first, queries, c, WIDE, t->n, p, scale);
 	for (; c + 2 * LANES <= a->v_pad; c += 2 * LANES)
-		NAME(values)(a, first, queries, c, 2, t->n, p);
+		NAME(values)(a, first, queries, c, 2, t->n, p, scale);
 	for (; c < a->v_pad; c += LANES)
-		NAME(values)(a, first, queries, c, 1, t->n, p);
+		NAME(values)(a, first, queries, c, 1, t->n, p, scale);
 }
 
 TARGET void NAME(attention_step)(struct attention *a, const struct tile *t)
@@ -294,6 +298,8 @@ TARGET void NAME(attention_step)(struct attention *a, const struct tile *t)
 
 #undef VF
 #undef VI
+#undef LOAD
+#undef STORE
 #undef INLINE
 #undef VECTORS
 #undef WIDE

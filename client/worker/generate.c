@@ -7,6 +7,7 @@
 #include "client/worker/generate.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -28,6 +29,15 @@ static int out_of_memory(struct engine *e)
 	return why(e->why, sizeof(e->why), -ENOMEM, "out of memory");
 }
 
+/* Fatal only where the cache is required: everything can be computed here. */
+static int cache_failed(struct engine *e, int error, const char *what, const char *text)
+{
+	if (e->options->cache_mode == CACHE_REQUIRED)
+		return why(e->why, sizeof(e->why), error, "%s: %s", what, text);
+	fprintf(stderr, "kvgate-worker: %s: %s\n", what, text);
+	return 0;
+}
+
 /* ---- what is there already ---- */
 
 static int look_up(struct engine *e, struct answer *a)
@@ -40,10 +50,12 @@ static int look_up(struct engine *e, struct answer *a)
 		return 0;
 	r = store_get(e->store, a->prompt->tokens, a->prompt->n, o->min_retention, o->retention,
 		&a->reuse);
-	if (r < 0)
-		return why(e->why, sizeof(e->why), r, "reading the cache: %s",
-			r == -EBADMSG ? "a damaged block" : kvg_last_error(e->store->client));
-	return 0;
+	if (r == 0)
+		return 0;
+	if (r == -ENOMEM)
+		return out_of_memory(e);
+	return cache_failed(e, r, "reading the cache",
+		r == -EBADMSG ? "a damaged block" : kvg_last_error(e->store->client));
 }
 
 /* ---- what is computed ---- */
@@ -65,7 +77,7 @@ static void put_begin(const struct engine *e, struct answer *a, struct put *p)
 		.protect = prompt->protect,
 		.window = prompt->context_end - (window < context ? window : context),
 		.window_end = prompt->context_end};
-	if (e->store && a->reuse.retention >= 1.0)
+	if (a->reuse.keys && a->reuse.retention >= 1.0)
 		p->end = prompt->n / e->store->block_tokens;
 }
 
@@ -178,10 +190,7 @@ static int finish_put(struct engine *e, struct answer *a, struct put *put)
 	a->put_ms = now_ms() - start;
 	a->blocks_put = put->blocks;
 	a->bytes_put = put->bytes;
-	if (r < 0 && e->options->cache_mode == CACHE_REQUIRED)
-		return why(e->why, sizeof(e->why), r, "sharing the prompt's KV: %s",
-			kvg_last_error(e->store->client));
-	return 0;
+	return r < 0 ? cache_failed(e, r, "sharing the prompt's KV", put->why) : 0;
 }
 
 static int start(struct engine *e, uint64_t seed, struct answer *a)

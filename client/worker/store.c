@@ -37,6 +37,7 @@ int store_open(struct store *s, const struct store_options *o, const struct mode
 	if (gate) {
 		layout.gate_digest = scoring->digest;
 		layout.edges = scoring->edges;
+		layout.retained = scoring->retained;
 		layout.n_edges = scoring->n_edges;
 	}
 	*s = (struct store){.config = c,
@@ -216,8 +217,8 @@ int store_get(struct store *s, const uint32_t *tokens, uint32_t n, double min_re
 		goto fail;
 	}
 	r.n_pins = (size_t)got;
-	if (r.n_pins * s->block_tokens ==
-		n) /* the last token has to be computed: it brings the logits */
+	/* The last token has to be computed: it brings the logits. */
+	if (r.n_pins * s->block_tokens == n)
 		kvg_unpin(s->client, &r.pins[--r.n_pins], 1);
 	e = r.n_pins && retained < 1.0 ? select_best(s, &r, retained, &len) : 0;
 	if (e == 0)

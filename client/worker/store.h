@@ -2,7 +2,7 @@
 /*
  * store: the KV cache of the machine as the worker uses it - what is there of a prompt, and what it adds.
  * Thread: one. Locks: none. Blocks: opening, a first read of a segment and putting do, on the daemon.
- * Errors: negative errno; the text is kvg_last_error().
+ * Errors: negative errno; the text is kvg_last_error(), or put's own.
  *
  * Rows in planes are what attention reads: get pins blocks and lists their runs, nothing is copied. Put stages
  * blocks while a prompt is being computed and lets the daemon sort them meanwhile.
@@ -74,7 +74,8 @@ struct put {
 	uint32_t outstanding; /* commits without an answer */
 	uint32_t blocks;      /* published, or there already */
 	uint64_t bytes;
-	int error; /* the first; what came before it is kept */
+	int error;     /* the first; what came before it is kept */
+	char why[200]; /* its text */
 };
 /* Stages every block whose tokens the sequence has by now. */
 void put_advance(struct put *p);

@@ -10,16 +10,24 @@
 #include <errno.h>
 #include <math.h>
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "proto/shape.h"
 
 #define BATCH 16 /* stages of one request */
 
-static void fail(struct put *p, int error)
+static void fail(struct put *p, int error, const char *text)
 {
-	if (p->error == 0)
+	if (p->error == 0) {
 		p->error = error;
+		snprintf(p->why, sizeof(p->why), "%s", text);
+	}
+}
+
+static void fail_client(struct put *p, int error)
+{
+	fail(p, error, kvg_last_error(p->store->client));
 }
 
 static void committed(void *userdata, int64_t ticket, int error,
@@ -30,12 +38,12 @@ static void committed(void *userdata, int64_t ticket, int error,
 	(void)ticket;
 	p->outstanding--;
 	if (error)
-		fail(p, error);
+		fail_client(p, error);
 	for (size_t i = 0; i < n; i++) {
 		if (results[i].code == KVG_CODE_OK || results[i].code == KVG_CODE_EXISTS)
 			p->blocks++;
 		else
-			fail(p, -EREMOTEIO);
+			fail(p, -EREMOTEIO, results[i].error);
 	}
 }
 
@@ -49,7 +57,7 @@ static void wait_answers(struct put *p, uint32_t left)
 		if (r == 0)
 			r = kvg_dispatch(p->store->client);
 		if (r < 0) {
-			fail(p, r);
+			fail_client(p, r);
 			return;
 		}
 	}
@@ -166,7 +174,7 @@ void put_advance(struct put *p)
 		if (n == -EDQUOT && p->outstanding > 0)
 			wait_answers(p, p->outstanding - 1); /* their stages come free */
 		else if (n < 0)
-			fail(p, (int)n);
+			fail_client(p, (int)n);
 		else
 			p->next += (uint32_t)n;
 	}

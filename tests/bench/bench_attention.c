@@ -9,7 +9,9 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "client/worker/attention.h"
 #include "proto/plane.h"
@@ -62,11 +64,24 @@ static void fill(void *rows, size_t bytes)
 		half[i] = bf16_from_f32((float)random_below(2048) / 1024.0f - 1.0f);
 }
 
+/* Shared memory behind a file descriptor for both, as the daemon's is. */
+static void *memory_new(size_t bytes)
+{
+	const int fd = memfd_create("attention", MFD_CLOEXEC);
+	void *memory;
+
+	if (fd < 0 || ftruncate(fd, (off_t)bytes) < 0)
+		abort();
+	memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (memory == MAP_FAILED)
+		abort();
+	close(fd);
+	return memory;
+}
+
 static void make_dense(struct kv *kv)
 {
-	kv->memory = aligned_alloc(PAGE, (size_t)2 * HEADS * TOKENS * ROW);
-	if (!kv->memory)
-		abort();
+	kv->memory = memory_new((size_t)2 * HEADS * TOKENS * ROW);
 	fill(kv->memory, (size_t)2 * HEADS * TOKENS * ROW);
 	for (uint32_t h = 0; h < HEADS; h++) {
 		kv->run[h][0] = (struct kv_run){.k = kv->memory + (size_t)2 * h * TOKENS * ROW,
@@ -100,9 +115,7 @@ static void make_planes(struct kv *kv)
 {
 	uint8_t *at;
 
-	kv->memory = aligned_alloc(PAGE, (size_t)3 * HEADS * TOKENS * ROW);
-	if (!kv->memory)
-		abort();
+	kv->memory = memory_new((size_t)3 * HEADS * TOKENS * ROW);
 	at = kv->memory;
 	for (uint32_t block = 0; block < BLOCKS; block++) {
 		uint32_t rows[PLANES][HEADS] = {0};
@@ -178,7 +191,5 @@ int main(void)
 	       "%.2f)\", \"ratio\": %.3f}\n",
 		median(ratio), median(of_dense), median(of_planes), median(ratio));
 	attention_free(a);
-	free(dense.memory);
-	free(planes.memory);
 	return 0;
 }

@@ -99,8 +99,31 @@ class Daemon:
         return self
 
     def __exit__(self, *_):
-        self.process.terminate()
-        check("the daemon ends well", self.process.wait(20) == 0)
+        if self.process.poll() is None:
+            self.process.terminate()
+            check("the daemon ends well", self.process.wait(20) == 0)
+
+
+def test_daemon_dies(model, scratch):
+    """Killed while a worker computes: what the worker mapped stays readable, the rest is computed, the text is right."""
+    chosen = [lab_prompt(s, 1500) for s in samples()]
+    tokens = os.path.join(scratch, "tokens")
+    m.write_tokens(tokens, chosen)
+    expected = [m.reference_greedy(model, ids, 20, end=(260,)) for ids in chosen]
+    with Daemon(scratch) as d:
+        greedy(m.LAB, chosen[:2], scratch, 1, "--socket", d.socket, "--block-tokens", "64")
+        worker = subprocess.Popen([m.WORKER, "--model", m.LAB, "--tokens", tokens, "--json", "--max-tokens", "20",
+                                   "--block-tokens", "64", "--socket", d.socket], stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE, text=True)
+        time.sleep(0.7)
+        check("the worker is still at it", worker.poll() is None)
+        d.process.kill()
+        d.process.wait()
+        out, err = worker.communicate(timeout=120)
+        answers = [json.loads(line) for line in out.splitlines()]
+        check("a worker outlives its daemon", worker.returncode == 0 and bool(err))
+        check("and writes what it would have written", [a["tokens"] for a in answers] == expected)
+    os.unlink(d.socket)
 
 
 def test_daemon(model, scratch):
@@ -136,6 +159,7 @@ def main():
         test_lab(model, scratch)
         test_shapes(scratch, seed)
         test_daemon(model, scratch)
+        test_daemon_dies(model, scratch)
     print(f"{failed} failed")
     return 1 if failed else 0
 
