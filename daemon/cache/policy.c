@@ -48,8 +48,8 @@
 
 #define SAMPLE       64
 #define SHELF        16    /* runners-up that are looked at again */
-#define GHOSTS_MIN   65536 /* evicted blocks remembered: this many, or so many times what is held */
-#define GHOSTS_TIMES 2
+#define GHOSTS_MIN   16384 /* evicted blocks remembered: this many, or so many times what is held */
+#define GHOSTS_TIMES 4
 #define WIDTH_NARROW 8    /* children of a fork that is */
 #define WIDTH_FORK   32   /* from here on siblings have nothing to do with each other */
 #define PATIENCE     8    /* times the usual pause between blocks of a chain */

@@ -24,7 +24,7 @@
  *	hazard of (class, age)	 <- 200 -  factor of class x hazard of all at that age
  *	factor of class		 <-  50 -  product of the factors of its traits
  *	factor of a trait's value  <- 10 -  1
- *	hazard of all at an age	 <-  16 -  0.3 / age, which orders by recency
+ *	hazard of all at an age	 <-  16 -  0.1 / age, which orders by recency
  *
  * With no experience the policy is LRU. The weights say how much evidence it takes to leave that, and matter little:
  * halving or doubling any of them changes hit rates by less than noise. Experience fades with a half-life of a few
@@ -53,7 +53,7 @@
 #define WEIGHT_CLASS 50.0
 #define WEIGHT_TRAIT 10.0
 #define WEIGHT_ALL   16.0
-#define PRIOR_HAZARD 0.3
+#define PRIOR_HAZARD 0.1
 
 static const uint32_t levels[N_TRAITS] = {7, 4, 6, N_SUPERSEDED, 2};
 #define LEVELS_MAX 7
