@@ -222,6 +222,8 @@ struct cache_policy {
 /* model "" = the tenant's default. Zero fields leave what is. KVG_CODE_OK, BAD_ARGUMENT with text. */
 int cache_policy_set(struct cache_tenant *t, const char *model, const struct cache_policy *p,
 	char *ret_why, size_t why_size);
+/* The model has no floor of its own any more: the tenant's holds. */
+void cache_policy_forget(struct cache_tenant *t, const char *model);
 void cache_policy_get(const struct cache_tenant *t, const char *model, struct cache_policy *ret);
 /* Models with a floor of their own, i = 0, 1, ...; NULL at the end. */
 const char *cache_policy_model(const struct cache_tenant *t, unsigned i, float *ret_floor);

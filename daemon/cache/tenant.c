@@ -215,6 +215,8 @@ static const char *bad_policy(const struct cache_tenant *t, const struct cache_p
 		return "watermarks must be above 0 and at most 1";
 	if (low > high)
 		return "the low watermark must not be above the high one";
+	if (p->host_bytes > t->cache->o.host_bytes)
+		return "host_bytes is more than the host_bytes of all tenants together";
 	return NULL;
 }
 
@@ -250,6 +252,22 @@ int cache_policy_set(struct cache_tenant *t, const char *model, const struct cac
 	evict_ask_again(t->cache);
 	evict_check(t->cache, t);
 	return KVG_CODE_OK;
+}
+
+void cache_policy_forget(struct cache_tenant *t, const char *model)
+{
+	loop_assert_owner(t->cache->loop);
+	for (struct model_floor **at = &t->models; *at; at = &(*at)->next) {
+		struct model_floor *m = *at;
+
+		if (strcmp(m->model, model))
+			continue;
+		*at = m->next;
+		free(m->model);
+		free(m);
+		floors_changed(t);
+		return;
+	}
 }
 
 void cache_policy_get(const struct cache_tenant *t, const char *model, struct cache_policy *ret)

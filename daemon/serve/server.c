@@ -81,8 +81,8 @@ int server_listen(struct server *s, char *ret_why, size_t why_size)
 
 void server_reload(struct server *s, const struct options *o)
 {
+	tenants_reload(&s->tenants, s->parts.cache, o, s->parts.options);
 	s->parts.options = o;
-	tenants_reload(&s->tenants, s->parts.cache, o);
 }
 
 static void drained(struct server *s)

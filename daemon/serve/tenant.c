@@ -13,27 +13,44 @@
 
 #include "daemon/base/log.h"
 
-static void apply_policy(struct tenant *t, const struct options *o)
+static void set_policy(struct tenant *t, const char *model, const struct cache_policy *p)
 {
 	char why[200];
+
+	if (cache_policy_set(t->cache, model, p, why, sizeof(why)))
+		log_warning("policy not taken over", "tenant=%s model=\"%s\" why=\"%s\"", t->name,
+			model, why);
+}
+
+/* What was set at run time stays until the configuration says something new; `was` is NULL at first. */
+static void apply_policy(struct tenant *t, const struct options *o, const struct options *was)
+{
 	const struct cache_policy all = {
 		.high_watermark = (float)o->high_watermark,
 		.low_watermark = (float)o->low_watermark,
 	};
 
-	if (cache_policy_set(t->cache, "", &all, why, sizeof(why)))
-		log_warning("watermarks not taken over", "tenant=%s why=\"%s\"", t->name, why);
-	for (size_t i = 0; i < o->n_models; i++) {
-		const struct cache_policy one = {.floor = (float)o->models[i].floor};
+	if (!was || was->high_watermark != o->high_watermark ||
+		was->low_watermark != o->low_watermark)
+		set_policy(t, "", &all);
+	for (size_t i = 0; was && i < was->n_models; i++) {
+		const struct options_model *now = options_model_find(o, was->models[i].name);
 
-		if (one.floor > 0 &&
-			cache_policy_set(t->cache, o->models[i].name, &one, why, sizeof(why)))
-			log_warning("floor not taken over", "tenant=%s model=\"%s\" why=\"%s\"",
-				t->name, o->models[i].name, why);
+		if (was->models[i].floor > 0 && (!now || now->floor <= 0))
+			cache_policy_forget(t->cache, was->models[i].name);
+	}
+	for (size_t i = 0; i < o->n_models; i++) {
+		const struct options_model *m = &o->models[i];
+		const struct options_model *old = was ? options_model_find(was, m->name) : NULL;
+		const struct cache_policy one = {.floor = (float)m->floor};
+
+		if (m->floor > 0 && (!old || old->floor != m->floor))
+			set_policy(t, m->name, &one);
 	}
 }
 
-static int apply(struct tenant *t, struct cache *c, const struct options *o)
+static int apply(
+	struct tenant *t, struct cache *c, const struct options *o, const struct options *was)
 {
 	const struct options_tenant *section = options_tenant_find(o, t->name);
 	const struct options_limits *l = section ? &section->limits : &o->limits;
@@ -50,7 +67,7 @@ static int apply(struct tenant *t, struct cache *c, const struct options *o)
 	account_set_limit(&t->account, ACCOUNT_SUBSCRIPTIONS, (uint64_t)l->subscriptions);
 	account_set_limit(&t->account, ACCOUNT_REPLIES, l->reply_bytes);
 	t->pins = (uint32_t)l->pins;
-	apply_policy(t, o);
+	apply_policy(t, o, was);
 	return 0;
 }
 
@@ -94,7 +111,7 @@ int tenants_get(struct tenants *ts, struct cache *c, struct counters *counters,
 		account_init(&t->account, t->name, t->scope);
 	}
 	if (r == 0)
-		r = apply(t, c, o);
+		r = apply(t, c, o, NULL);
 	if (r < 0) {
 		snprintf(ret_why, why_size, "tenant %s: %s", name, strerror(-r));
 		free(t);
@@ -107,10 +124,11 @@ int tenants_get(struct tenants *ts, struct cache *c, struct counters *counters,
 	return 0;
 }
 
-void tenants_reload(struct tenants *ts, struct cache *c, const struct options *o)
+void tenants_reload(
+	struct tenants *ts, struct cache *c, const struct options *o, const struct options *was)
 {
 	for (struct tenant *t = ts->first; t; t = t->next) {
-		int r = apply(t, c, o);
+		int r = apply(t, c, o, was);
 
 		if (r < 0)
 			log_warning("limits not taken over", "tenant=%s error=\"%s\"", t->name,

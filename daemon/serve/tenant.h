@@ -33,8 +33,9 @@ int tenants_get(struct tenants *ts, struct cache *c, struct counters *counters,
 	const struct options *o, const struct peer *p, struct tenant **ret, char *ret_why,
 	size_t why_size);
 struct tenant *tenants_find(const struct tenants *ts, const char *name);
-/* Other limits from now on. What is used above them stays. */
-void tenants_reload(struct tenants *ts, struct cache *c, const struct options *o);
+/* Other limits from now on. What is used above them stays, and so does what was set at run time and is the same in both. */
+void tenants_reload(
+	struct tenants *ts, struct cache *c, const struct options *o, const struct options *was);
 void tenants_fini(struct tenants *ts);
 
 #endif

@@ -177,6 +177,59 @@ static void test_reload(void **state)
 	daemon_cleanup(&d);
 }
 
+static void set_floor_of(void *userdata, const char *model, float floor)
+{
+	if (!strcmp(model, "m"))
+		*(float *)userdata = floor;
+}
+
+/* What a person set stays over a reload, unless the file says something new; what left the file is no more. */
+static void test_reload_and_run_time(void **state)
+{
+	static const char before[] = "[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\n"
+				     "index_slots = 4096\nfloor = 0.5\n[model m]\nfloor = 0.25\n";
+	struct daemon_process d;
+	struct kvg_client *c;
+	struct kvg_policy p = KVG_OPTIONS_INIT(kvg_policy);
+	float of_m = 0;
+	FILE *f;
+
+	(void)state;
+	daemon_start(&d, before);
+	c = client_open(&d);
+	p.high_watermark = .75f;
+	p.low_watermark = .5f;
+	p.model_floor = set_floor_of;
+	p.userdata = &of_m;
+	assert_int_equal(kvg_policy(c, &p), 0);
+	assert_true(p.floor == .5f && of_m == .25f);
+	f = fopen(d.config, "w");
+	fputs("[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n"
+	      "floor = 0.125\n",
+		f);
+	fclose(f);
+	kill(d.pid, SIGHUP);
+	for (int i = 0; i < 400 && p.floor != .125f; i++) {
+		struct kvg_policy now = KVG_OPTIONS_INIT(kvg_policy);
+
+		usleep(5000);
+		of_m = 0;
+		now.model_floor = set_floor_of;
+		now.userdata = &of_m;
+		assert_int_equal(kvg_policy(c, &now), 0);
+		p = now;
+	}
+	assert_true(p.floor == .125f);
+	assert_true(p.high_watermark == .75f && p.low_watermark == .5f);
+	assert_true(of_m == 0);
+	p = (struct kvg_policy)KVG_OPTIONS_INIT(kvg_policy);
+	p.host_bytes = 65 << 20; /* more than there is */
+	assert_int_equal(kvg_policy(c, &p), -EINVAL);
+	kvg_close(c);
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
 /* Reads datagrams as systemd would until one holds `text`. */
 static bool notified(int sock, const char *text)
 {
@@ -230,6 +283,7 @@ int main(void)
 		cmocka_unit_test(test_after_sigkill),
 		cmocka_unit_test(test_client_sees_the_end),
 		cmocka_unit_test(test_reload),
+		cmocka_unit_test(test_reload_and_run_time),
 		cmocka_unit_test(test_notify),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
