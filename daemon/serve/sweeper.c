@@ -12,10 +12,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
-#include <sys/resource.h>
-#include <unistd.h>
 
-#define NICE         10           /* nobody waits for it */
 #define INLINE_BYTES (256u << 10) /* some 10 us of punching */
 
 struct sweep {
@@ -90,9 +87,6 @@ static void *sweep_all(void *arg)
 	struct sweeper *s = arg;
 
 	pthread_setname_np(pthread_self(), "kvg-sweeper");
-	if (setpriority(PRIO_PROCESS, (id_t)gettid(), NICE) < 0) {
-		/* then it competes as an equal */
-	}
 	pthread_mutex_lock(&s->lock);
 	while (!s->stop || s->first) {
 		struct sweep *job = dequeue(s);
