@@ -93,6 +93,11 @@ struct flag {
 	size_t name_length;
 };
 
+static bool is(const struct flag *f, const char *name)
+{
+	return f->name_length == strlen(name) && !memcmp(f->name, name, f->name_length);
+}
+
 /* The flag at argv[*at], which moves past it and its value. */
 static int next_flag(
 	int argc, char *const *argv, int *at, struct flag *ret, char *ret_why, size_t why_size)
@@ -113,16 +118,13 @@ static int next_flag(
 	for (size_t i = 0; i < sizeof(alone) / sizeof(alone[0]); i++)
 		if (!strcmp(ret->name, alone[i]))
 			return 0;
+	if (!is(ret, "config") && option_find(ret->name, ret->name_length) == OPTION_N)
+		return fail(ret_why, why_size, arg, "no such flag; kvgated --help lists them");
 	if (!ret->value && *at < argc)
 		ret->value = argv[(*at)++];
 	if (!ret->value)
 		return fail(ret_why, why_size, arg, "needs a value");
 	return 0;
-}
-
-static bool is(const struct flag *f, const char *name)
-{
-	return f->name_length == strlen(name) && !memcmp(f->name, name, f->name_length);
 }
 
 /* First round: which file and what to do at all. Second round: the parameters. */
@@ -149,12 +151,9 @@ static int read_flags(struct options *o, int argc, char *const *argv, bool param
 						    : OPTIONS_HELP_MDOC;
 			continue;
 		}
-		i = option_find(f.name, f.name_length);
-		if (i == OPTION_N)
-			return fail(
-				ret_why, why_size, arg, "no such flag; kvgated --help lists them");
 		if (!parameters)
 			continue;
+		i = option_find(f.name, f.name_length);
 		r = set_from(o, i, f.value, arg, ret_why, why_size);
 		if (r < 0)
 			return r;
@@ -225,6 +224,45 @@ static void inherit(const struct options *o, struct options_limits *l, uint32_t 
 		l->host_bytes = o->host_bytes;
 }
 
+static bool has_id(const struct options_ids *ids, uint32_t id)
+{
+	for (size_t i = 0; i < ids->n; i++)
+		if (ids->id[i] == id)
+			return true;
+	return false;
+}
+
+/* An id that two tenants claim; true when there is one. */
+static bool claimed_twice(const struct options_ids *a, const struct options_ids *b, uint32_t *ret)
+{
+	for (size_t i = 0; i < a->n; i++)
+		if (has_id(b, a->id[i])) {
+			*ret = a->id[i];
+			return true;
+		}
+	return false;
+}
+
+static int check_tenants(const struct options *o, const char *place, char *ret_why, size_t why_size)
+{
+	for (size_t i = 0; i < o->n_tenants; i++)
+		for (size_t k = i + 1; k < o->n_tenants; k++) {
+			const struct options_tenant *a = &o->tenants[i], *b = &o->tenants[k];
+			bool user = true;
+			uint32_t id;
+
+			if (!claimed_twice(&a->uids, &b->uids, &id)) {
+				user = false;
+				if (!claimed_twice(&a->gids, &b->gids, &id))
+					continue;
+			}
+			return fail(ret_why, why_size, place,
+				"[tenant %s] and [tenant %s] both have %s %u: whose is its memory?",
+				a->name, b->name, user ? "user" : "group", (unsigned)id);
+		}
+	return 0;
+}
+
 static int check_sections(
 	const struct options *o, const char *place, char *ret_why, size_t why_size)
 {
@@ -248,6 +286,7 @@ static int check_sections(
 int options_check(struct options *o, char *ret_why, size_t why_size)
 {
 	const char *place = o->config[0] ? o->config : "options";
+	int r;
 
 	if (o->segment_bytes & (o->segment_bytes - 1))
 		return fail(ret_why, why_size, place,
@@ -259,7 +298,8 @@ int options_check(struct options *o, char *ret_why, size_t why_size)
 	inherit(o, &o->limits, 0);
 	for (size_t i = 0; i < o->n_tenants; i++)
 		inherit(o, &o->tenants[i].limits, o->tenants[i].own);
-	return check_sections(o, place, ret_why, why_size);
+	r = check_tenants(o, place, ret_why, why_size);
+	return r < 0 ? r : check_sections(o, place, ret_why, why_size);
 }
 
 static int read_file(struct options *o, char *ret_why, size_t why_size)
@@ -312,14 +352,6 @@ int options_load(int argc, char *const *argv, char *const *envp, struct options 
 }
 
 /* ---- looking things up ---- */
-
-static bool has_id(const struct options_ids *ids, uint32_t id)
-{
-	for (size_t i = 0; i < ids->n; i++)
-		if (ids->id[i] == id)
-			return true;
-	return false;
-}
 
 const struct options_tenant *options_tenant_of(
 	const struct options *o, uid_t uid, const gid_t *gids, size_t n_gids)

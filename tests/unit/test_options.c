@@ -84,6 +84,10 @@ static void test_refused(void **state)
 	refuse("[tenant a]\ngids = 12, x-no-group\n", "no such group");
 	refuse("[tenant a]\nsessions = 2\n[tenant b]\n[tenant a]\nsessions = 3\n",
 		"t.conf:5: sessions is given twice");
+	refuse("[tenant a]\nuids = 1,2\n[tenant b]\nuids = 3,2\n",
+		"[tenant a] and [tenant b] both have user 2");
+	refuse("[tenant a]\ngids = 7\n[tenant b]\nuids = 7\n[tenant c]\ngids = 7\n",
+		"[tenant a] and [tenant c] both have group 7");
 	refuse("[tenant a]\nhost_bytes = 1TiB\n", "host_bytes");
 	refuse("[gate g]\n", "[gate g] has no file");
 	refuse("[gate g]\npath = x\n", "path is not a parameter of [gate NAME]");
@@ -227,7 +231,7 @@ static void test_flags(void **state)
 	char *help[] = {"kvgated", "--help", NULL}, *version[] = {"kvgated", "--version", NULL};
 	char *unknown[] = {"kvgated", "--flor", "1", NULL},
 	     *missing[] = {"kvgated", "--floor", NULL};
-	char *word[] = {"kvgated", "floor", NULL},
+	char *word[] = {"kvgated", "floor", NULL}, *last[] = {"kvgated", "--flor", NULL},
 	     *bad[] = {"kvgated", "--config=/dev/null", "--floor=x", NULL};
 	struct options *o = load(help, none);
 
@@ -241,6 +245,8 @@ static void test_flags(void **state)
 	assert_non_null(strstr(why, "--flor: no such flag"));
 	assert_null(load(missing, none));
 	assert_non_null(strstr(why, "--floor: needs a value"));
+	assert_null(load(last, none));
+	assert_non_null(strstr(why, "--flor: no such flag"));
 	assert_null(load(word, none));
 	assert_non_null(strstr(why, "flags begin with --"));
 	assert_null(load(bad, none));
