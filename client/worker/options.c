@@ -183,6 +183,7 @@ int options_parse(int argc, char **argv, struct options *ret)
 	int at, r = 0;
 
 	*ret = presets;
+	optind = 1; /* tests parse more than once */
 	for (int i = 0; i < ROWS; i++)
 		longs[i + 1] = (struct option){.name = rows[i].name,
 			.has_arg = rows[i].argument ? required_argument : no_argument};

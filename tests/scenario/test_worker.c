@@ -1,0 +1,285 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The reference worker on a real daemon: what it puts lies in the planes as it computed and scored it, protected where it
+ * said so; what it gets stands for what it would have computed; a pruned context is attended to but never shared.
+ */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "client/worker/generate.h"
+#include "proto/shape.h"
+#include "tests/lib/harness.h"
+
+#define LAB       KVG_SOURCE_DIR "/client/demo/lab"
+#define GATE      LAB "/gate_calibrated.safetensors"
+#define TOLERANCE 2e-4f
+
+enum {
+	CONTEXT =
+		1000, /* bytes; with what is around them 1075 tokens: 16 blocks of 64, and a rest */
+	BLOCK = 64,
+	BLOCKS = 16
+};
+
+static struct daemon_process server;
+static struct model *model;
+static struct forward *forward;
+static struct prompt prompt;
+
+static int start(void **unused)
+{
+	char text[CONTEXT], why[256];
+
+	(void)unused;
+	daemon_start(&server, "");
+	for (int i = 0; i < CONTEXT; i++)
+		text[i] = (char)('a' + i * i % 23 + (i % 7 == 0 ? -'a' + ' ' - i * i % 23 : 0));
+	assert_int_equal(prompt_lab(text, CONTEXT, "What is it?", &prompt), 0);
+	assert_int_equal(model_load(LAB, &model, why, sizeof(why)), 0);
+	return forward_new(model, 256, attention_isa_best(), &forward);
+}
+
+static int stop(void **unused)
+{
+	(void)unused;
+	forward_free(forward);
+	model_free(model);
+	free(prompt.tokens);
+	assert_int_equal(daemon_stop(&server), 0);
+	daemon_cleanup(&server);
+	return 0;
+}
+
+/* One worker: options, gate and connection. */
+struct one {
+	struct options options;
+	struct scoring scoring;
+	struct store store;
+	struct engine engine;
+};
+
+static void one_open(
+	struct one *w, const char *id, uint32_t dtype, const char *option, const char *value)
+{
+	char *argv[] = {(char *)"kvgate-worker", (char *)"--model", (char *)LAB, (char *)"--format",
+		(char *)"lab", (char *)"--prompt", (char *)"x", (char *)"--cache",
+		(char *)"required", (char *)"--max-tokens", (char *)"4", (char *)"--block-tokens",
+		(char *)"64", (char *)(uintptr_t)option, (char *)(uintptr_t)value, NULL};
+	const struct store_options o = {.socket = server.socket,
+		.model = id,
+		.revision = "1",
+		.rope = model->rope,
+		.block_tokens = BLOCK,
+		.dtype = dtype};
+	char why[256];
+
+	*w = (struct one){0};
+	assert_int_equal(options_parse(option ? 15 : 13, argv, &w->options), 0);
+	assert_int_equal(
+		scoring_init(&w->scoring, &model->config, GATE, true, why, sizeof(why)), 0);
+	assert_int_equal(store_open(&w->store, &o, &model->config, &w->scoring), 0);
+	w->engine = (struct engine){.options = &w->options,
+		.model = model,
+		.forward = forward,
+		.scoring = &w->scoring,
+		.store = &w->store};
+}
+
+static void one_close(struct one *w)
+{
+	store_close(&w->store);
+	scoring_fini(&w->scoring);
+}
+
+static void answer(struct one *w, struct answer *ret)
+{
+	if (answer_start(&w->engine, &prompt, 1, ret) < 0)
+		fail_msg("%s", w->engine.why);
+	assert_int_equal(answers_finish(&w->engine, ret, 1), 0);
+}
+
+static bool is_protected(uint32_t token)
+{
+	const uint32_t window = (uint32_t)(0.02 * CONTEXT);
+
+	return token < LAB_PROTECT ||
+		(token >= prompt.context_end - window && token < prompt.context_end);
+}
+
+/* One pair as it lies in a plane, against the row and the score that the worker computed. */
+static void check_pair(const struct sequence *s, const struct kvg_plane *p, uint32_t run,
+	uint32_t pair, uint32_t token, uint32_t dtype)
+{
+	const uint32_t dim = s->config->head_dim;
+	const float score = sequence_score(s, run)[token];
+
+	assert_int_equal(p->score[pair], is_protected(token) ? 0x7c00 : f16_from_f32(score));
+	for (uint32_t i = 0; i < dim; i++) {
+		const float k = sequence_k(s, run, token)[i], v = sequence_v(s, run, token)[i];
+		const size_t at = (size_t)pair * dim + i;
+
+		if (dtype == KVG_DTYPE_F32) {
+			assert_true(((const float *)p->k)[at] == k);
+			assert_true(((const float *)p->v)[at] == v);
+		} else {
+			assert_int_equal(((const uint16_t *)p->k)[at], bf16_from_f32(k));
+			assert_int_equal(((const uint16_t *)p->v)[at], bf16_from_f32(v));
+		}
+	}
+}
+
+static void check_block(struct one *w, const struct sequence *s, const struct kvg_pin *pin,
+	uint32_t block, uint32_t dtype)
+{
+	const uint32_t runs = model_runs(s->config);
+	struct kvg_plane plane[KVG_PLANES_MAX];
+	const int n = kvg_planes(w->store.layout, pin, plane);
+	uint32_t pairs = 0;
+
+	assert_true(n > 1); /* the gate parts them */
+	assert_int_equal(kvg_verify(w->store.layout, pin), 0);
+	for (int i = 0; i < n; i++)
+		for (uint32_t run = 0; run < runs; run++)
+			for (uint32_t j = plane[i].cu[run]; j < plane[i].cu[run + 1];
+				j++, pairs++) {
+				const uint32_t token = block * BLOCK + plane[i].index[j];
+
+				if (is_protected(token))
+					assert_int_equal(plane[i].plane, 0);
+				check_pair(s, &plane[i], run, j, token, dtype);
+			}
+	assert_int_equal(pairs, runs * BLOCK);
+}
+
+/* A cold worker puts whole blocks; a warm one finds them, computes the rest and says the same. */
+static void put_and_get(const char *id, uint32_t dtype, float tolerance)
+{
+	struct answer cold, warm;
+	struct one a, b;
+	float most = 0.0f;
+
+	one_open(&a, id, dtype, NULL, NULL);
+	answer(&a, &cold);
+	assert_int_equal(cold.blocks_put, BLOCKS);
+	assert_int_equal(cold.reuse.context.tokens, 0);
+	one_open(&b, id, dtype, NULL, NULL);
+	answer(&b, &warm);
+	assert_int_equal(warm.blocks_put, 0);
+	assert_int_equal(warm.reuse.n_pins, BLOCKS);
+	assert_int_equal(warm.reuse.context.tokens, BLOCKS * BLOCK);
+	assert_true(warm.reuse.retention == 1.0);
+	assert_int_equal(warm.n_tokens, cold.n_tokens);
+	assert_memory_equal(warm.tokens, cold.tokens, cold.n_tokens * sizeof(*cold.tokens));
+	for (uint32_t i = 0; i < BLOCKS; i++)
+		check_block(&b, cold.sequence, &warm.reuse.pins[i], i, dtype);
+	/* Rows behind the cached ones: the last layer's keep what all before them did. */
+	for (uint32_t run = 0; run < model_runs(&model->config); run++)
+		for (uint32_t i = 0; i < warm.sequence->n[run] * model->config.head_dim; i++)
+			most = fmaxf(most,
+				fabsf(sequence_v(warm.sequence, run, 0)[i] -
+					sequence_v(cold.sequence, run, BLOCKS * BLOCK)[i]));
+	assert_true(most <= tolerance);
+	answer_fini(&a.engine, &cold);
+	answer_fini(&b.engine, &warm);
+	one_close(&a);
+	one_close(&b);
+}
+
+static void test_f32(void **unused)
+{
+	(void)unused;
+	put_and_get("f32", KVG_DTYPE_F32, TOLERANCE);
+}
+
+static void test_bf16(void **unused)
+{
+	(void)unused;
+	put_and_get("bf16", KVG_DTYPE_BF16, 0.3f);
+}
+
+/* A share of the context: so many pairs, the protected ones among them; what follows is not shared. */
+static void test_retention(void **unused)
+{
+	struct answer cold, best;
+	uint64_t protected = 0;
+	struct one a, b;
+
+	(void)unused;
+	one_open(&a, "retention", KVG_DTYPE_BF16, NULL, NULL);
+	answer(&a, &cold);
+	answer_fini(&a.engine, &cold);
+	one_open(&b, "retention", KVG_DTYPE_BF16, "--retention", "0.2");
+	answer(&b, &best);
+	assert_true(best.reuse.retention <= 0.2 && best.reuse.retention > 0.199);
+	for (uint32_t t = 0; t < BLOCKS * BLOCK; t++)
+	protected += is_protected(t) ? model_runs(&model->config) : 0;
+	assert_true(best.reuse.context.pairs > protected);
+	assert_int_equal(best.blocks_put, 0);
+	answer_fini(&b.engine, &best);
+	one_close(&a);
+	one_close(&b);
+}
+
+/* The last blocks gone and the first ones pruned: the worker computes the rest, and keeps it to itself. */
+static void test_pruned(void **unused)
+{
+	struct kvg_purge_options purge = KVG_OPTIONS_INIT(kvg_purge_options);
+	struct kvg_purge_result result;
+	struct kvg_layout_info info = {.size = sizeof(info)};
+	struct answer cold, pruned;
+	struct kvg_key keys[BLOCKS];
+	struct one a, b;
+
+	(void)unused;
+	one_open(&a, "pruned", KVG_DTYPE_BF16, NULL, NULL);
+	answer(&a, &cold);
+	answer_fini(&a.engine, &cold);
+	assert_int_equal(
+		kvg_key_chain(a.store.layout, NULL, prompt.tokens, BLOCKS * BLOCK, keys), BLOCKS);
+	kvg_layout_describe(a.store.layout, &info);
+	purge.layout = info.id;
+	purge.keys = &keys[BLOCKS - 4];
+	purge.n_keys = 4;
+	assert_int_equal(kvg_purge(a.store.client, &purge, &result), 0);
+	purge.keys = keys;
+	purge.n_keys = BLOCKS - 4;
+	purge.keep_planes = 2;
+	assert_int_equal(kvg_purge(a.store.client, &purge, &result), 0);
+	assert_true(result.planes > 0);
+
+	one_open(&b, "pruned", KVG_DTYPE_BF16, NULL, NULL);
+	answer(&b, &pruned);
+	assert_int_equal(pruned.reuse.n_pins, BLOCKS - 4);
+	assert_true(pruned.reuse.retention < 0.9);
+	assert_int_equal(pruned.blocks_put, 0);
+	assert_int_equal(kvg_prefix_lookup(b.store.layout, keys, BLOCKS), BLOCKS - 4);
+	answer_fini(&b.engine, &pruned);
+	one_close(&b);
+
+	/* One who wants all of it computes all of it. */
+	one_open(&b, "pruned", KVG_DTYPE_BF16, "--min-retention", "1");
+	answer(&b, &pruned);
+	assert_int_equal(pruned.reuse.n_pins, 0);
+	answer_fini(&b.engine, &pruned);
+	one_close(&a);
+	one_close(&b);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_f32),
+		cmocka_unit_test(test_bf16),
+		cmocka_unit_test(test_retention),
+		cmocka_unit_test(test_pruned),
+	};
+
+	return cmocka_run_group_tests(tests, start, stop);
+}
