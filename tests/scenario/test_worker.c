@@ -204,6 +204,53 @@ static void test_bf16(void **unused)
 	put_and_get("bf16", KVG_DTYPE_BF16, 0.3f);
 }
 
+/* The last blocks gone: who computes them over the first ones puts what the first worker had put. */
+static void test_extended(void **unused)
+{
+	struct kvg_purge_options purge = KVG_OPTIONS_INIT(kvg_purge_options);
+	struct kvg_purge_result result;
+	struct answer cold, extended, warm;
+	struct one a, b;
+
+	(void)unused;
+	one_open(&a, "extended", KVG_DTYPE_F32, NULL, NULL);
+	answer(&a, &cold);
+	purge.keys = &cold.reuse.keys[BLOCKS - 4];
+	purge.n_keys = 4;
+	assert_int_equal(kvg_purge(a.store.client, &purge, &result), 0);
+	assert_int_equal(result.blocks, 4);
+	one_open(&b, "extended", KVG_DTYPE_F32, NULL, NULL);
+	answer(&b, &extended);
+	assert_int_equal(extended.reuse.n_pins, BLOCKS - 4);
+	assert_int_equal(extended.blocks_put, 4);
+	answer(&b, &warm);
+	assert_int_equal(warm.reuse.n_pins, BLOCKS);
+	for (uint32_t block = BLOCKS - 4; block < BLOCKS; block++) {
+		struct kvg_plane plane[KVG_PLANES_MAX];
+		const int n = kvg_planes(b.store.layout, &warm.reuse.pins[block], plane);
+
+		assert_true(n > 0);
+		assert_memory_equal(plane[0].tokens, prompt.tokens + block * BLOCK,
+			BLOCK * sizeof(*prompt.tokens));
+		for (int i = 0; i < n; i++)
+			for (uint32_t j = 0; j < plane[i].cu[1]; j++) {
+				const float *k = (const float *)plane[i].k +
+					(size_t)j * model->config.head_dim;
+				const uint32_t token = block * BLOCK + plane[i].index[j];
+
+				for (uint32_t c = 0; c < model->config.head_dim; c++)
+					assert_true(fabsf(k[c] -
+							    sequence_k(cold.sequence, 0,
+								    token)[c]) <= TOLERANCE);
+			}
+	}
+	answer_fini(&a.engine, &cold);
+	answer_fini(&b.engine, &extended);
+	answer_fini(&b.engine, &warm);
+	one_close(&a);
+	one_close(&b);
+}
+
 /* A share of the context: so many pairs, the protected ones among them; what follows is not shared. */
 static void test_retention(void **unused)
 {
@@ -277,6 +324,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_f32),
 		cmocka_unit_test(test_bf16),
+		cmocka_unit_test(test_extended),
 		cmocka_unit_test(test_retention),
 		cmocka_unit_test(test_pruned),
 	};
