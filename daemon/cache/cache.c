@@ -29,6 +29,7 @@ static void on_tick(void *userdata)
 	evict_ask_again(c);
 	for (struct cache_tenant *t = c->tenants; t; t = t->next)
 		tenant_tick(t);
+	pool_sweep(c->pool);
 	commits_retry(c);
 }
 

@@ -67,6 +67,12 @@ int pool_alloc_reserved(
 /* Undoes that: the bytes are reserved again. */
 void pool_release_reserved(struct pool_tenant *t, const struct extent *e);
 
+/*
+ * A client that reads where nothing is makes the kernel put a page there, which no budget knows and which outlives the
+ * client. This gives such pages back, some of them each time; call it now and then.
+ */
+void pool_sweep(struct pool *p);
+
 struct pool_segment {
 	uint32_t id;
 	uint64_t bytes;

@@ -149,3 +149,29 @@ void segment_unback(struct segment *s, const struct segment_part *part)
 {
 	punch(s, part->page, part->pages);
 }
+
+uint64_t segment_excess(const struct segment *s)
+{
+	const uint64_t backed = (uint64_t)s->n_backed << s->page_shift;
+	uint64_t bytes;
+
+	if (!s->tier->count || s->tier->count(s->tier, &s->memory, &bytes) < 0)
+		return 0;
+	return bytes > backed ? bytes - backed : 0;
+}
+
+uint32_t segment_sweep(struct segment *s, uint32_t limit)
+{
+	const uint32_t begin = s->swept, left = s->arena.pages - begin;
+	const uint32_t end = left > limit ? begin + limit : s->arena.pages;
+
+	for (uint32_t page = begin; (page = bitmap_next_clear(s->backed, page, end)) < end;) {
+		uint32_t next = bitmap_next_set(s->backed, page, end);
+
+		if (punch(s, page, next - page) < 0)
+			break; /* the next round tries again */
+		page = next;
+	}
+	s->swept = end == s->arena.pages ? 0 : end;
+	return end - begin;
+}

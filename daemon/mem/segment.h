@@ -18,6 +18,7 @@ struct segment {
 	uint64_t *backed; /* bit per page */
 	uint32_t n_backed;
 	uint32_t id;
+	uint32_t swept; /* segment_sweep() goes on here */
 	uint8_t page_shift;
 	struct segment *next; /* in the pool's list of those given back */
 };
@@ -57,6 +58,10 @@ void segment_mark_backed(struct segment *s, const struct segment_part *part);
 int segment_back(struct segment *s, const struct segment_part *part);
 /* Gives the memory of idle pages in this part back, at most `limit` pages. */
 int segment_punch_idle(struct segment *s, const struct segment_part *within, uint32_t limit);
+/* Memory behind the segment that nobody here asked for; 0 when that is not known. */
+uint64_t segment_excess(const struct segment *s);
+/* Punches what is cold and yet may hold memory, in the next `limit` pages. Returns the pages looked at. */
+uint32_t segment_sweep(struct segment *s, uint32_t limit);
 /* Gives back the memory of this part, used or not; what the tier does not take still counts as backed. */
 void segment_unback(struct segment *s, const struct segment_part *part);
 

@@ -41,6 +41,8 @@ struct tier_ops {
 	/* Gives the bytes' memory back; they read as zeros afterwards, in every process. */
 	int (*punch)(const struct tier_ops *t, const struct tier_memory *m, uint64_t offset,
 		uint64_t bytes);
+	/* The bytes of memory behind the segment now, whoever made the kernel give them. NULL: only back() does. */
+	int (*count)(const struct tier_ops *t, const struct tier_memory *m, uint64_t *ret_bytes);
 	/* The daemon's own mapping goes; the fds stay open. */
 	void (*unmap)(const struct tier_ops *t, struct tier_memory *m);
 	/* Everything of ours goes, a mapping too; what clients have mapped stays as it is, for them. */

@@ -39,6 +39,13 @@ static int fault_punch(
 	return fails(t) ? fault(t)->error : below->punch(below, m, offset, bytes);
 }
 
+static int fault_count(const struct tier_ops *t, const struct tier_memory *m, uint64_t *ret_bytes)
+{
+	const struct tier_ops *below = fault(t)->below;
+
+	return fails(t) ? fault(t)->error : below->count(below, m, ret_bytes);
+}
+
 static void fault_unmap(const struct tier_ops *t, struct tier_memory *m)
 {
 	const struct tier_ops *below = fault(t)->below;
@@ -63,6 +70,7 @@ void tier_fault_init(struct tier_fault *f, const struct tier_ops *below, int err
 				.open = fault_open,
 				.back = fault_back,
 				.punch = fault_punch,
+				.count = below->count ? fault_count : NULL,
 				.unmap = fault_unmap,
 				.close = fault_close,
 			},

@@ -17,6 +17,7 @@
 #include <limits.h>
 #include <numaif.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "daemon/mem/memfd.h"
@@ -123,12 +124,24 @@ static int host_punch(
 		: 0;
 }
 
+static int host_count(const struct tier_ops *t, const struct tier_memory *m, uint64_t *ret_bytes)
+{
+	struct stat st;
+
+	(void)t;
+	if (fstat(m->fd, &st) < 0)
+		return -errno;
+	*ret_bytes = (uint64_t)st.st_blocks * 512;
+	return 0;
+}
+
 const struct tier_ops tier_host = {
 	.name = "host",
 	.tier = KVG_TIER_HOST,
 	.open = host_open,
 	.back = host_back,
 	.punch = host_punch,
+	.count = host_count,
 	.unmap = host_unmap,
 	.close = host_close,
 };

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Quotas: a refusal is an ordinary answer, hits only who asked, and what was freed can be used again. */
 #include <assert.h>
+#include <dirent.h>
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -8,10 +9,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "tests/lib/harness.h"
+#include "tests/lib/raw.h"
 
 #define UID_A 61001
 #define UID_B 61002
@@ -161,11 +166,88 @@ static void test_all_pinned(void **state)
 	daemon_cleanup(&d);
 }
 
+/* Maps the tenant's segments by hand and reads all of them, the holes too. */
+static int read_holes(void *arg)
+{
+	Kvgate__V1__Request q = KVGATE__V1__REQUEST__INIT;
+	Kvgate__V1__MapSegments m = KVGATE__V1__MAP_SEGMENTS__INIT;
+	struct kvg_client *c = client_open(arg);
+	struct kvg_layout *l = model_register(c, &model_small);
+	int sock = raw_connect(arg);
+	struct raw_reply r;
+	uint32_t id = 1;
+	struct kvg_key key;
+	const volatile uint8_t *p;
+	uint64_t bytes;
+
+	if (chain_put(c, l, &model_small, 1, 1, &key) != KVG_CODE_OK)
+		return 1;
+	raw_hello(sock);
+	m.segments = &id;
+	m.n_segments = 1;
+	q.id = 2;
+	q.body_case = KVGATE__V1__REQUEST__BODY_MAP_SEGMENTS;
+	q.map_segments = &m;
+	raw_send(sock, &q);
+	if (!raw_recv(sock, &r) || r.n_fds != 1)
+		return 2;
+	bytes = r.reply->map_segments->segments[0]->bytes;
+	p = mmap(NULL, bytes, PROT_READ, MAP_SHARED, r.fds[0], 0);
+	if (p == MAP_FAILED)
+		return 3;
+	for (uint64_t at = 0; at < bytes; at += 4096)
+		(void)p[at];
+	return 0;
+}
+
+static uint64_t segment_memory(const struct daemon_process *d)
+{
+	char path[64], name[128];
+	uint64_t bytes = 0;
+	struct dirent *e;
+	struct stat st;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", (int)d->pid);
+	dir = opendir(path);
+	assert(dir);
+	while ((e = readdir(dir))) {
+		ssize_t n = readlinkat(dirfd(dir), e->d_name, name, sizeof(name) - 1);
+
+		name[n < 0 ? 0 : n] = '\0';
+		if (strstr(name, "memfd:kvgate-segment") &&
+			fstatat(dirfd(dir), e->d_name, &st, 0) == 0)
+			bytes = (uint64_t)st.st_blocks * 512;
+	}
+	closedir(dir);
+	return bytes;
+}
+
+/* Reading where nothing is makes the kernel put memory there: it counts for nobody, so it goes again. */
+static void test_holes(void **state)
+{
+	struct daemon_process d;
+
+	(void)state;
+	if (!can_change_user())
+		skip();
+	daemon_start(&d,
+		"[memory]\nhost_bytes = 8MiB\nsegment_bytes = 32MiB\nindex_slots = 4096\n"
+		"huge_pages = no\nprefault = no\n");
+	assert_int_equal(child_run(UID_A, read_holes, &d), 0);
+	for (int i = 0; i < 1000 && segment_memory(&d) > 1 << 20; i++)
+		usleep(5000);
+	assert_in_range(segment_memory(&d), 4096, 1 << 20);
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_quotas),
 		cmocka_unit_test(test_all_pinned),
+		cmocka_unit_test(test_holes),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

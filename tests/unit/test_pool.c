@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -474,6 +475,48 @@ static void test_prefault_stops(void **state)
 
 /* ---- many threads ---- */
 
+/* As a client would: maps all of it, read-only, and looks everywhere. */
+static void read_everywhere(const struct pool_segment *s)
+{
+	const volatile uint8_t *p = mmap(NULL, s->bytes, PROT_READ, MAP_SHARED, s->fd, 0);
+
+	for (uint64_t at = 0; p != MAP_FAILED && at < s->bytes; at += 4096)
+		(void)p[at];
+	if (p != MAP_FAILED)
+		munmap((void *)(uintptr_t)p, s->bytes);
+}
+
+/* What appears where a client reads a hole goes again; what is used, or idle, stays. */
+static void test_holes(void **state)
+{
+	struct pool *p = make(&tier_host, 8 * MIB, 4 * MIB, false);
+	struct pool_tenant *t = tenant(p);
+	struct pool_segment s;
+	struct extent a, b, c;
+
+	(void)state;
+	assert_int_equal(pool_alloc(t, PAGE, SHIFT, &a), 0);
+	assert_int_equal(pool_alloc(t, PAGE, SHIFT, &b), 0);
+	assert_int_equal(pool_alloc(t, PAGE, SHIFT, &c), 0);
+	memset(a.addr, 1, PAGE);
+	memset(b.addr, 2, PAGE);
+	memset(c.addr, 3, PAGE);
+	pool_release(t, &b);
+	assert_int_equal(pool_segment_get(t, a.segment, &s), 0);
+	read_everywhere(&s);
+	assert_int_equal(kernel_of(s.fd), 4 * MIB);
+	pool_sweep(p);
+	assert_int_equal(kernel_of(s.fd), 3 * PAGE);
+	assert_int_equal(stat_of(p).resident, 3 * PAGE);
+	assert_int_equal(((uint8_t *)a.addr)[PAGE - 1], 1);
+	assert_int_equal(((uint8_t *)b.addr)[0], 2);
+	assert_int_equal(((uint8_t *)c.addr)[0], 3);
+	pool_sweep(p);
+	assert_int_equal(kernel_of(s.fd), 3 * PAGE);
+	pool_tenant_free(t);
+	pool_free(p);
+}
+
 struct hammer {
 	struct pool *pool;
 	struct pool_tenant *tenant;
@@ -549,7 +592,9 @@ static void test_threads(void **state)
 				4 * MIB /
 					2); /* up to an extent of each thread while it waits for room */
 		assert_true(st.used + st.reserved <= 12 * MIB);
-		pool_segment_get(t[i % 3], (uint32_t)i, &s);
+		if (pool_segment_get(t[i % 3], (uint32_t)i, &s) == 0)
+			read_everywhere(&s);
+		pool_sweep(p);
 		usleep(500);
 	}
 	for (int i = 0; i < 4; i++)
@@ -603,6 +648,7 @@ int main(void)
 		TEST(test_prefault),
 		TEST(test_prefault_fails),
 		TEST(test_prefault_stops),
+		TEST(test_holes),
 		TEST(test_threads),
 	};
 
