@@ -2,6 +2,8 @@
 /* A wrapper counts operations down to the one that fails; with a countdown of 0 it is transparent. */
 #include "daemon/mem/tier.h"
 
+#include <stddef.h>
+
 static struct tier_fault *fault(const struct tier_ops *t)
 {
 	return (struct tier_fault *)(uintptr_t)
