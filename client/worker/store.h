@@ -61,6 +61,10 @@ int store_context(struct store *s, const struct kvg_pin *pins, size_t n, const u
 
 /* ---- put ---- */
 
+/* K and V of a stage: [layers][2][heads][tokens][dim] from own rows row .. row + n_tokens - 1 of a sequence. */
+void store_fill_kv(const struct store *s, const struct sequence *q, uint32_t row,
+	const struct kvg_stage *stage);
+
 struct put {
 	struct store *store;
 	struct sequence *sequence;

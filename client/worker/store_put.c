@@ -77,21 +77,21 @@ static void narrow(void *dst, const float *src, size_t n, uint32_t dtype)
 			half[i] = f16_from_f32(src[i]);
 }
 
-/* [layers][2][heads][tokens][dim] from the sequence's rows row .. row + tokens - 1. */
-static void fill_kv(const struct put *p, const struct kvg_stage *s, uint32_t row)
+void store_fill_kv(const struct store *s, const struct sequence *q, uint32_t row,
+	const struct kvg_stage *stage)
 {
-	const struct model_config *c = p->store->config;
-	const size_t n = (size_t)s->n_tokens * c->head_dim;
-	const size_t bytes = n * dtype_bytes(p->store->dtype);
-	char *to = s->kv;
+	const struct model_config *c = s->config;
+	const size_t n = (size_t)stage->n_tokens * c->head_dim;
+	const size_t bytes = n * dtype_bytes(s->dtype);
+	char *to = stage->kv;
 
 	for (uint32_t layer = 0; layer < c->layers; layer++) {
 		const uint32_t run = layer * c->kv_heads;
 
 		for (uint32_t h = 0; h < c->kv_heads; h++, to += bytes)
-			narrow(to, sequence_k(p->sequence, run + h, row), n, p->store->dtype);
+			narrow(to, sequence_k(q, run + h, row), n, s->dtype);
 		for (uint32_t h = 0; h < c->kv_heads; h++, to += bytes)
-			narrow(to, sequence_v(p->sequence, run + h, row), n, p->store->dtype);
+			narrow(to, sequence_v(q, run + h, row), n, s->dtype);
 	}
 }
 
@@ -129,7 +129,7 @@ static void fill(const struct put *p, const struct kvg_stage *s, uint32_t block)
 	const uint32_t tokens = p->store->block_tokens;
 	const uint32_t row = (block - p->first) * tokens;
 
-	fill_kv(p, s, row);
+	store_fill_kv(p->store, p->sequence, row, s);
 	if (p->store->input == KVG_INPUT_SCORES)
 		fill_scores(p, s, row, block * tokens);
 	else if (p->store->input == KVG_INPUT_HIDDEN)

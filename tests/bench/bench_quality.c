@@ -125,12 +125,11 @@ static void one_context(struct quality *q, struct kvg_client *client, struct kvg
 		for (int i = 0; i < QUALITY_RATIOS;
 			i++) /* the window is the same for all of them: 2 % */
 			rest[i] = quality_protect(c.score[m], runs, s->n_tokens, quality_ratio[i]);
-		quality_put(&planes[m], client, layout[m], &c, (enum quality_method)m, c.score[m]);
+		quality_put(&planes[m], client, layout[m], &c, c.score[m]);
 		if (m == 0)
-			quality_select(&planes[0], &q->model->config, QUALITY_GATE, 1, 1, &seen[0]);
+			quality_select(&planes[0], QUALITY_GATE, 1, 1, &seen[0]);
 		for (int i = 0; i < QUALITY_RATIOS; i++)
-			quality_select(&planes[m], &q->model->config, (enum quality_method)m,
-				rest[i], 0, &seen[v++]);
+			quality_select(&planes[m], (enum quality_method)m, rest[i], 0, &seen[v++]);
 	}
 	for (v = 0; v < n_views; v++)
 		views[v] = (struct quality_view){.context = &seen[v]};

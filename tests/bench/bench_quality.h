@@ -11,7 +11,7 @@
 #define KVGATE_TESTS_BENCH_QUALITY_H
 
 #include "client/worker/forward.h"
-#include "kvgate.h"
+#include "client/worker/store.h"
 
 #define QUALITY_TASKS_MAX     64
 #define QUALITY_QUESTIONS_MAX 64
@@ -73,7 +73,7 @@ double quality_protect(float *score, uint32_t runs, uint32_t tokens, double r);
 
 /* The context under one method's scores in the daemon, pinned. */
 struct quality_planes {
-	struct kvg_layout *layout;
+	struct store store; /* of this method's layout; borrowed */
 	uint32_t n_blocks;
 	struct kvg_pin *pin;
 	struct kvg_key *key;
@@ -81,11 +81,11 @@ struct quality_planes {
 struct kvg_layout *quality_layout(
 	struct kvg_client *c, const struct quality *q, enum quality_method m);
 void quality_put(struct quality_planes *p, struct kvg_client *c, struct kvg_layout *l,
-	const struct quality_context *x, enum quality_method m, const float *score);
+	const struct quality_context *x, const float *score);
 void quality_drop(struct quality_planes *p, struct kvg_client *c);
 /* Runs of the best share; `full`: all of them. */
-void quality_select(const struct quality_planes *p, const struct model_config *c,
-	enum quality_method m, double retained, int full, struct context *ret);
+void quality_select(struct quality_planes *p, enum quality_method m, double retained, int full,
+	struct context *ret);
 
 /* One way to see the context, and how many of its questions were answered right that way. */
 struct quality_view {

@@ -7,8 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "proto/shape.h"
-
 #define BLOCK 256
 
 struct kvg_layout *quality_layout(
@@ -39,25 +37,13 @@ struct kvg_layout *quality_layout(
 	return l;
 }
 
-static void fill(
-	const struct quality_context *x, const float *score, uint32_t from, struct kvg_stage *s)
+static void fill(const struct store *store, const struct quality_context *x, const float *score,
+	uint32_t from, struct kvg_stage *s)
 {
-	const struct model_config *m = x->rows->config;
-	uint16_t *kv = s->kv;
 	float *aux = s->aux;
 
-	for (uint32_t layer = 0; layer < m->layers; layer++)
-		for (int v = 0; v < 2; v++)
-			for (uint32_t h = 0; h < m->kv_heads; h++)
-				for (uint32_t t = from; t < from + s->n_tokens; t++) {
-					uint32_t run = layer * m->kv_heads + h;
-					const float *row = v ? sequence_v(x->rows, run, t)
-							     : sequence_k(x->rows, run, t);
-
-					for (uint32_t i = 0; i < m->head_dim; i++)
-						*kv++ = bf16_from_f32(row[i]);
-				}
-	for (uint32_t run = 0; run < model_runs(m); run++, aux += s->n_tokens)
+	store_fill_kv(store, x->rows, from, s);
+	for (uint32_t run = 0; run < model_runs(store->config); run++, aux += s->n_tokens)
 		memcpy(aux, score + (size_t)run * x->sample->n_tokens + from,
 			s->n_tokens * sizeof(float));
 	memcpy(s->tokens, x->sample->tokens + from, s->n_tokens * sizeof(uint32_t));
@@ -73,16 +59,16 @@ static void put_block(struct quality_planes *p, struct kvg_client *c,
 
 	if (n > BLOCK)
 		n = BLOCK;
-	if (kvg_stage(p->layout, KVG_INPUT_SCORES, 1, &s) != 1 ||
-		(n < BLOCK && kvg_stage_tokens(p->layout, KVG_INPUT_SCORES, &s, n))) {
+	if (kvg_stage(p->store.layout, KVG_INPUT_SCORES, 1, &s) != 1 ||
+		(n < BLOCK && kvg_stage_tokens(p->store.layout, KVG_INPUT_SCORES, &s, n))) {
 		fprintf(stderr, "bench_quality: %s\n", kvg_last_error(c));
 		exit(1);
 	}
-	fill(x, score, from, &s);
-	kvg_key_block(p->layout, item.parent, s.tokens, n, &p->key[block]);
+	fill(&p->store, x, score, from, &s);
+	kvg_key_block(p->store.layout, item.parent, s.tokens, n, &p->key[block]);
 	item.key = p->key[block];
 	if (kvg_commit(c, &item, 1, &result) || result.code != KVG_CODE_OK ||
-		kvg_lookup_pin(p->layout, &item.key, 1.f, &p->pin[block])) {
+		kvg_lookup_pin(p->store.layout, &item.key, 1.f, &p->pin[block])) {
 		fprintf(stderr, "bench_quality: block %u: %s %s\n", block, result.error,
 			kvg_last_error(c));
 		exit(1);
@@ -90,10 +76,14 @@ static void put_block(struct quality_planes *p, struct kvg_client *c,
 }
 
 void quality_put(struct quality_planes *p, struct kvg_client *c, struct kvg_layout *l,
-	const struct quality_context *x, enum quality_method m, const float *score)
+	const struct quality_context *x, const float *score)
 {
-	(void)m;
-	p->layout = l;
+	p->store = (struct store){.client = c,
+		.layout = l,
+		.config = x->rows->config,
+		.block_tokens = BLOCK,
+		.dtype = KVG_DTYPE_BF16,
+		.input = KVG_INPUT_SCORES};
 	p->n_blocks = (x->sample->n_tokens + BLOCK - 1) / BLOCK;
 	p->pin = calloc(p->n_blocks, sizeof(*p->pin));
 	p->key = calloc(p->n_blocks, sizeof(*p->key));
@@ -119,62 +109,21 @@ void quality_drop(struct quality_planes *p, struct kvg_client *c)
 	memset(p, 0, sizeof(*p));
 }
 
-static void add_runs(struct context *ret, const struct quality_planes *p, const uint32_t *len,
-	uint32_t runs, struct kvg_plane (*planes)[KVG_PLANES_MAX], const int *n_planes, size_t row)
+void quality_select(struct quality_planes *p, enum quality_method m, double retained, int full,
+	struct context *ret)
 {
-	uint32_t n = 0;
-
-	for (uint32_t run = 0; run < runs; run++) {
-		ret->first[run] = n;
-		for (uint32_t b = 0; b < p->n_blocks; b++)
-			for (int i = 0; i < n_planes[b]; i++) {
-				const struct kvg_plane *pl = &planes[b][i];
-				uint32_t at = pl->cu[run], rows = pl->cu[run + 1] - at;
-
-				if (len)
-					rows = len[((size_t)b * KVG_PLANES_MAX + pl->plane) * runs +
-						run];
-				if (!rows)
-					continue;
-				ret->run[n++] = (struct kv_run){
-					.k = (const uint8_t *)pl->k + at * row,
-					.v = (const uint8_t *)pl->v + at * row,
-					.n = rows,
-				};
-				ret->pairs += rows;
-			}
-	}
-	ret->first[runs] = n;
-}
-
-void quality_select(const struct quality_planes *p, const struct model_config *c,
-	enum quality_method m, double retained, int full, struct context *ret)
-{
-	const uint32_t runs = model_runs(c);
+	const uint32_t runs = model_runs(p->store.config);
 	struct kvg_select_options o = KVG_OPTIONS_INIT(kvg_select_options);
-	struct kvg_plane(*planes)[KVG_PLANES_MAX] = calloc(p->n_blocks, sizeof(*planes));
-	int *n_planes = calloc(p->n_blocks, sizeof(*n_planes));
 	uint32_t *len = calloc((size_t)p->n_blocks * KVG_PLANES_MAX * runs, sizeof(*len));
+	uint64_t bytes;
 
-	assert(planes && n_planes && len);
+	assert(len);
 	o.rule = m == QUALITY_EQUAL ? "head" : "pair";
 	o.retained = retained;
-	if (!full && kvg_select(p->layout, p->pin, p->n_blocks, &o, len)) {
-		fprintf(stderr, "bench_quality: selection failed\n");
+	if ((!full && kvg_select(p->store.layout, p->pin, p->n_blocks, &o, len)) ||
+		store_context(&p->store, p->pin, p->n_blocks, full ? NULL : len, ret, &bytes)) {
+		fprintf(stderr, "bench_quality: %s\n", kvg_last_error(p->store.client));
 		exit(1);
 	}
-	memset(ret, 0, sizeof(*ret));
-	ret->first = malloc((runs + 1) * sizeof(*ret->first));
-	ret->run = malloc((size_t)runs * p->n_blocks * KVG_PLANES_MAX * sizeof(*ret->run));
-	assert(ret->first && ret->run);
-	ret->dtype = KVG_DTYPE_BF16;
-	for (uint32_t b = 0; b < p->n_blocks; b++) {
-		n_planes[b] = kvg_planes(p->layout, &p->pin[b], planes[b]);
-		assert(n_planes[b] > 0);
-		ret->tokens += p->pin[b].tokens;
-	}
-	add_runs(ret, p, full ? NULL : len, runs, planes, n_planes, c->head_dim * sizeof(uint16_t));
-	free(planes);
-	free(n_planes);
 	free(len);
 }
