@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A client changes what it staged while it is packed: noise over everything, and holes where there were bytes. What is
+ * published then is nobody's loss but its own, yet it is whole in itself: checksums, runs and order hold.
+ */
+#include <assert.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "tests/lib/harness.h"
+
+#define BLOCKS 60
+#define PAGE   4096u
+
+static const struct test_model model = {
+	"hostile", 8, 4, 128, 128, KVG_DTYPE_BF16, 128, 5}; /* 2 MiB: it takes a while */
+
+struct vandal {
+	uint8_t *at;
+	size_t n;
+	atomic_bool stop;
+};
+
+static void *vandalize(void *arg)
+{
+	struct vandal *v = arg;
+	uintptr_t page = (uintptr_t)v->at & ~(uintptr_t)(PAGE - 1);
+	unsigned seed = 3;
+
+	while (!atomic_load_explicit(&v->stop, memory_order_relaxed)) {
+		*(volatile uint8_t *)(v->at + (size_t)rand_r(&seed) % v->n) =
+			(uint8_t)rand_r(&seed);
+		if (rand_r(&seed) % 200 == 0)
+			madvise((void *)page, (v->n + PAGE - 1) & ~(size_t)(PAGE - 1), MADV_REMOVE);
+	}
+	return NULL;
+}
+
+/* Which part of the stage: all of it, scores alone, or K and V alone. */
+static void choose(struct vandal *v, const struct kvg_stage *s, int i)
+{
+	v->at = i % 3 == 1 ? s->aux : s->kv;
+	v->n = i % 3 == 0    ? (size_t)((uint8_t *)(s->tokens + s->n_tokens) - (uint8_t *)s->kv)
+		: i % 3 == 1 ? s->aux_bytes
+			     : s->kv_bytes;
+	atomic_store(&v->stop, false);
+}
+
+static bool expected(int code)
+{
+	return code == KVG_CODE_OK || code == KVG_CODE_BAD_KEY || code == KVG_CODE_BAD_SCORES;
+}
+
+static void check_whole(struct kvg_client *c, struct kvg_layout *l, const struct kvg_key *key)
+{
+	struct kvg_inspect_options o = KVG_OPTIONS_INIT(kvg_inspect_options);
+	struct kvg_block_entry e = KVG_OPTIONS_INIT(kvg_block_entry);
+	struct kvg_pin pin;
+
+	assert(kvg_lookup_pin(l, key, 1.f, &pin) == 0);
+	assert(kvg_verify(l, &pin) == 0);
+	o.key = *key;
+	o.verify = 1;
+	assert(kvg_inspect(c, &o, &e, NULL) == 0);
+	for (uint32_t p = 0; p < e.n_planes; p++)
+		assert(e.planes[p].tier == 0 || e.planes[p].verified);
+	kvg_unpin(c, &pin, 1);
+}
+
+static int attack(void *arg)
+{
+	struct kvg_client *c = client_open(arg);
+	struct kvg_layout *l = model_register(c, &model);
+	int published = 0;
+
+	for (int i = 0; i < BLOCKS; i++) {
+		struct kvg_commit_result result;
+		struct kvg_commit item;
+		struct kvg_stage s;
+		struct kvg_key key;
+		struct vandal v;
+		pthread_t thread;
+
+		assert(kvg_stage(l, KVG_INPUT_SCORES, 1, &s) == 1);
+		content_fill(&model, (uint64_t)i, &s);
+		chain_keys(l, &model, (uint64_t)i, 1, &key);
+		item = (struct kvg_commit){&s, key, NULL};
+		choose(&v, &s, i);
+		assert(pthread_create(&thread, NULL, vandalize, &v) == 0);
+		assert(kvg_commit(c, &item, 1, &result) == 0);
+		atomic_store(&v.stop, true);
+		pthread_join(thread, NULL);
+		if (!expected(result.code)) {
+			fprintf(stderr, "code %d %s\n", result.code, result.error);
+			return 1;
+		}
+		if (result.code == KVG_CODE_OK) {
+			check_whole(c, l, &key);
+			published++;
+		}
+	}
+	kvg_close(c);
+	return published ? 0 : 2;
+}
+
+static void test_changed_while_packed(void **state)
+{
+	struct daemon_process d;
+	struct kvg_client *c;
+
+	(void)state;
+	daemon_start(&d, "");
+	assert_int_equal(child_run(0, attack, &d), 0);
+	c = client_open(&d);
+	assert_true(client_counter(c, "kvgate_corrupt_total") == 0);
+	kvg_close(c);
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_changed_while_packed),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
