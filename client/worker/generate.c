@@ -252,9 +252,10 @@ void answer_fini(struct engine *e, struct answer *a)
 static int hold_budget(const struct engine *e, struct answer *a)
 {
 	const uint32_t budget = e->options->decode_budget;
+	const uint32_t decoded = a->n_tokens - 1; /* rows: the last token is not computed yet */
 	int r;
 
-	if (!budget || a->n_tokens % EVICT_DECODE_BUFFER)
+	if (!budget || a->done || decoded % EVICT_DECODE_BUFFER)
 		return 0;
 	r = decode_evict(a->sequence, budget, !a->evicted);
 	a->evicted = true;

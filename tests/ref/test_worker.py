@@ -82,6 +82,34 @@ def test_shapes(scratch, seed):
         check(f"{name}, greedy text", [a["tokens"] for a in answers] == expected)
 
 
+def test_own_eviction(scratch):
+    """The paper's eviction in the worker's own cache: at a fifth of the context the answers are still right."""
+    gate = ["--gate", os.path.join(m.LAB, "gate_calibrated.safetensors")]
+    chosen = samples()
+    for i, s in enumerate(chosen):
+        with open(os.path.join(scratch, f"context{i}"), "w") as f:
+            f.write(s["context"])
+    def prefill_limit(a):
+        return 62 + 0.2 * 2048 + (a["prompt_tokens"] - 2110) + len(a["tokens"])
+
+    def decode_limit(a):
+        return 1000 + 128 if len(a["tokens"]) > 128 else a["prompt_tokens"] + len(a["tokens"])
+
+    for name, args, limit in (("all at once", ["--evict", "0.2"], prefill_limit),
+                              ("in chunks", ["--evict", "0.2", "--evict-chunk", "512", "--evict-window", "40"],
+                               prefill_limit),
+                              ("while decoding", ["--decode-budget", "1000"], decode_limit)):
+        right, above = 0, 0
+        for i, s in enumerate(chosen):
+            out = m.worker("--model", m.LAB, "--format", "lab", "--context-file", os.path.join(scratch, f"context{i}"),
+                           "--question", s["qa"][0][0], "--json", "--no-cache", *gate, *args)
+            answer = json.loads(out)
+            right += answer["text"] == s["qa"][0][1] or answer["text"][:128] == s["qa"][0][1]
+            above += answer["own_rows"] / 32 > limit(answer) + 1
+        check(f"eviction {name}: answers are right", right == len(chosen), f"{right} of {len(chosen)}")
+        check(f"eviction {name}: rows are gone", above == 0)
+
+
 class Daemon:
     def __init__(self, scratch):
         self.socket = os.path.join(scratch, "sock")
@@ -158,6 +186,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="kvgate-ref-") as scratch:
         test_lab(model, scratch)
         test_shapes(scratch, seed)
+        test_own_eviction(scratch)
         test_daemon(model, scratch)
         test_daemon_dies(model, scratch)
     print(f"{failed} failed")
