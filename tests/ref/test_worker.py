@@ -12,9 +12,13 @@ import sys
 import tempfile
 import time
 
-import torch
+try:
+    import torch
 
-import worker_models as m
+    import worker_models as m
+except ModuleNotFoundError as missing:
+    print(f"SKIPPED: {missing}")
+    sys.exit(77)
 
 TOLERANCE = 2e-4
 TOP_SAMPLES = os.path.join(m.LAB, "samples.jsonl")

@@ -29,7 +29,7 @@ find_package(kvgate 0.1 REQUIRED)
 add_executable(example example.c)
 target_link_libraries(example PRIVATE kvgate::kvgate)
 END
-CC=$cc cmake -S "$dir/project" -B "$dir/project/build" -DCMAKE_PREFIX_PATH="$dir/inst" >/dev/null
+CC=$cc cmake -G Ninja -S "$dir/project" -B "$dir/project/build" -DCMAKE_PREFIX_PATH="$dir/inst" >/dev/null
 cmake --build "$dir/project/build" >/dev/null
 refuses "$dir/project/build/example"
 for page in man3/kvgate.3 man1/kvgatectl.1; do
