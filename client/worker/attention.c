@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Runs are cut into tiles of up to 64 rows; a tile may take rows of several runs, since all it holds is where each row
- * lies. So short runs, of which planes have many, cost no more than long ones. A step takes one tile through online
- * softmax (Milakov and Gimelshein, arXiv 1805.02867) for all queries:
+ * Runs are cut into tiles of up to 64 rows; a tile may take rows of several runs, since all it
+ * holds is where each row lies. So short runs, of which planes have many, cost no more than long
+ * ones. A step takes one tile through online softmax (Milakov and Gimelshein, arXiv 1805.02867)
+ * for all queries:
  *
  *	s = q . k of each row	 m' = max(m, s)	    c = exp(m - m')
  *	p = exp(s - m')		 sum = c sum + p    acc = c acc + p v
  *
- * and at the end the result is acc / sum. The scalar step below is the plain form of what attention_vector.h does.
+ * and at the end the result is acc / sum. The scalar step below is the plain form of what
+ * attention_vector.h does.
  */
 #include "client/worker/attention_private.h"
 

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * attention: softmax(q K^T) V of one KV head over runs of rows that lie anywhere, in any order.
- * Thread: one state per thread; runs are only read. Locks: none. Blocks: never. Errors: -ENOMEM at _new.
+ * Thread: one state per thread; runs are only read. Locks: none. Blocks: never. Errors: -ENOMEM
+ * at _new.
  *
- * A state holds the queries of one KV head and what online softmax carries: maximum, sum and weighted
- * rows of each. Runs are fed in as many calls as the caller likes; their order changes rounding only.
+ * A state holds the queries of one KV head and what online softmax carries: maximum, sum and
+ * weighted rows of each. Runs are fed in as many calls as the caller likes; their order changes
+ * rounding only.
  */
 #ifndef KVGATE_WORKER_ATTENTION_H
 #define KVGATE_WORKER_ATTENTION_H
@@ -47,9 +49,15 @@ void attention_begin(
 	struct attention *a, const float *q, uint32_t n, uint32_t group, uint32_t stride);
 /* Every query sees every row. */
 void attention_rows(struct attention *a, const struct kv_rows *rows);
-/* Query i sees the first `seen` + i / group rows: its own past, of which each query is one row further. */
+/*
+ * Query i sees the first `seen` + i / group rows: its own past, of which each query is one row
+ * further.
+ */
 void attention_rows_causal(struct attention *a, const struct kv_rows *rows, uint32_t seen);
-/* Writes the results where attention_begin() says the queries are, with v_dim in the place of k_dim. */
+/*
+ * Writes the results where attention_begin() says the queries are, with v_dim in the place of
+ * k_dim.
+ */
 void attention_end(const struct attention *a, float *ret, uint32_t stride);
 
 #endif

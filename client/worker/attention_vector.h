@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * attention_vector: one step of attention with vectors of LANES floats; included once for each width.
+ * attention_vector: one step of attention with vectors of LANES floats; included once for each
+ * width.
  * Thread: as attention.h. Locks: none. Blocks: never. Errors: none.
  *
- * The includer defines LANES, TARGET (function attribute), NAME(x) and QUERIES, how many queries share what is loaded.
- * NAME(from_f16) and NAME(from_bf16), which load a vector of halves. The other vectors are those of GCC and clang.
+ * The includer defines LANES, TARGET (function attribute), NAME(x) and QUERIES, how many queries
+ * share what is loaded. NAME(from_f16) and NAME(from_bf16), which load a vector of halves. The
+ * other vectors are those of GCC and clang.
  *
- * Rows are widened to f32 and K is turned over, so that a vector holds one dimension of LANES rows: a score is then a
- * chain of multiply-adds without any sum across lanes.
+ * Rows are widened to f32 and K is turned over, so that a vector holds one dimension of LANES
+ * rows: a score is then a chain of multiply-adds without any sum across lanes.
  */
 typedef float NAME(vf) __attribute__((vector_size(LANES * 4)));
 typedef int32_t NAME(vi) __attribute__((vector_size(LANES * 4)));
@@ -55,7 +57,10 @@ INLINE VF NAME(choose)(VI mask, VF a, VF b)
 	return (VF)(((VI)a & mask) | ((VI)b & ~mask));
 }
 
-/* exp(x) for x <= 0, to 1e-7 of it; 0 below -87. Cody and Waite's reduction, then the polynomial of cephes' expf. */
+/*
+ * exp(x) for x <= 0, to 1e-7 of it; 0 below -87. Cody and Waite's reduction, then the polynomial
+ * of cephes' expf.
+ */
 INLINE VF NAME(exp)(VF x)
 {
 	const VF magic = NAME(all)(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
@@ -72,7 +77,10 @@ INLINE VF NAME(exp)(VF x)
 	return NAME(choose)(x > -87.0f, p, (VF){0});
 }
 
-/* Each lane and the one `s` lanes off: what one step of a reduction across lanes adds or compares. */
+/*
+ * Each lane and the one `s` lanes off: what one step of a reduction across lanes adds or
+ * compares.
+ */
 #define SWAP(v, s) __builtin_shufflevector(v, v, EACH_LANE(LANE_SWAP, s))
 
 INLINE float NAME(sum)(VF v)
@@ -127,7 +135,10 @@ INLINE void NAME(widen)(float *dst, const void *src, uint32_t n, uint32_t dtype)
 	}
 }
 
-/* One round of turning a square over: exchanges its quarters of side s in every block of side 2 s. */
+/*
+ * One round of turning a square over: exchanges its quarters of side s in every block of side 2
+ * s.
+ */
 #define TURN(r, s)                                                                                 \
 	do {                                                                                       \
 		_Pragma("GCC unroll 16") for (int i_ = 0; i_ < LANES; i_++)                        \
@@ -201,7 +212,10 @@ INLINE void NAME(scores)(const struct attention *a, uint32_t first, uint32_t que
 			STORE(&p[i][j + w * LANES], s[i][w]);
 }
 
-/* Scores to exp(score - max), zero for what the query does not see. Returns what acc is to be scaled by. */
+/*
+ * Scores to exp(score - max), zero for what the query does not see. Returns what acc is to be
+ * scaled by.
+ */
 INLINE float NAME(soften)(struct attention *a, const struct tile *t, uint32_t query, float p[TILE])
 {
 	const VI lane = {EACH_LANE(LANE_INDEX, 0)};
@@ -230,8 +244,8 @@ INLINE float NAME(soften)(struct attention *a, const struct tile *t, uint32_t qu
 }
 
 /*
- * acc = scale acc + p v for `queries` queries and `wide` vectors of dimensions from c on. The tile is summed by itself
- * first: sums of 64, and then of tiles, lose less than one long sum.
+ * acc = scale acc + p v for `queries` queries and `wide` vectors of dimensions from c on. The
+ * tile is summed by itself first: sums of 64, and then of tiles, lose less than one long sum.
  */
 INLINE void NAME(values)(struct attention *a, uint32_t first, uint32_t queries, uint32_t c,
 	uint32_t wide, uint32_t n, float p[QUERIES][TILE], const float scale[QUERIES])

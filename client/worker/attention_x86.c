@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The vector step, compiled for AVX2 and for AVX-512 whatever the rest is compiled for; attention.c calls what the
- * processor has. Query counts are what fills the registers: 2 x 4 sums of 16, and 4 x 4 of 32.
+ * The vector step, compiled for AVX2 and for AVX-512 whatever the rest is compiled for;
+ * attention.c calls what the processor has. Query counts are what fills the registers: 2 x 4 sums
+ * of 16, and 4 x 4 of 32.
  */
 #include "client/worker/attention_private.h"
 

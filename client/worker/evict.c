@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * In prefill, rows of a head are [settled | not ranked yet]: the settled ones, in number different from head to head,
- * are never ranked again; the others are the same tokens in every head, so that one pair rule over [runs][tokens] ranks
- * them. In decoding every row is ranked every time, but the last 128 of each head count as 1.
+ * In prefill, rows of a head are [settled | not ranked yet]: the settled ones, in number
+ * different from head to head, are never ranked again; the others are the same tokens in every
+ * head, so that one pair rule over [runs][tokens] ranks them. In decoding every row is ranked
+ * every time, but the last 128 of each head count as 1.
  */
 #include "client/worker/evict.h"
 

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * evict: the eviction of the Fast KVzip paper in a worker's own cache, for those who want it without a daemon.
+ * evict: the eviction of the Fast KVzip paper in a worker's own cache, for those who want it
+ * without a daemon.
  * Thread: one. Locks: none. Blocks: never. Errors: -ENOMEM.
  *
- * Source: "Fast KVzip" (arXiv 2601.17668) and its official implementation's rules: chunked prefill under a
- * share with a recent window, decoding under a budget with a buffer of 128 tokens. Scores are the sequence's.
+ * Source: "Fast KVzip" (arXiv 2601.17668) and its official implementation's rules: chunked
+ * prefill under a share with a recent window, decoding under a budget with a buffer of 128
+ * tokens. Scores are the sequence's.
  */
 #ifndef KVGATE_WORKER_EVICT_H
 #define KVGATE_WORKER_EVICT_H
@@ -29,8 +31,8 @@ void prefill_eviction_fini(struct prefill_eviction *e);
 int prefill_evict(struct prefill_eviction *e);
 
 /*
- * Every EVICT_DECODE_BUFFER decoded tokens: brings the rows of all heads down to budget * runs. `first`: the first
- * time for this sequence.
+ * Every EVICT_DECODE_BUFFER decoded tokens: brings the rows of all heads down to budget * runs.
+ * `first`: the first time for this sequence.
  */
 int decode_evict(struct sequence *s, uint32_t budget, bool first);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The Qwen3 decoder, from top to bottom. All spans' tokens are rows of the same matrices, so that weights are
- * read once for all of them; only attention looks at each span by itself.
+ * The Qwen3 decoder, from top to bottom. All spans' tokens are rows of the same matrices, so that
+ * weights are read once for all of them; only attention looks at each span by itself.
  *
  *	x = embedding[token]
  *	each layer:
@@ -211,7 +211,9 @@ static void append(const struct span *s, uint32_t layer, const float *qkv)
 	}
 }
 
-/* One KV head of one span: first what lies in planes, then the own rows, each query up to itself. */
+/*
+ * One KV head of one span: first what lies in planes, then the own rows, each query up to itself.
+ */
 static void attend(
 	struct forward *f, const struct span *s, uint32_t layer, uint32_t head, uint32_t row)
 {
@@ -271,8 +273,8 @@ static int project(struct forward *f, const struct span *spans, uint32_t n_spans
 }
 
 /*
- * What the last layer makes of a row is read by that row's logits alone. Cuts spans and rows to those: in a
- * prompt's prefill nearly nothing is left. Returns the rows that are.
+ * What the last layer makes of a row is read by that row's logits alone. Cuts spans and rows to
+ * those: in a prompt's prefill nearly nothing is left. Returns the rows that are.
  */
 static uint32_t cut_to_logits(struct forward *f, const struct span *spans, uint32_t n_spans)
 {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * forward: takes tokens of any number of sequences through the model at once.
- * Thread: one per struct forward. Locks: none. Blocks: computes. Errors: -ENOMEM, or what an observer said.
+ * Thread: one per struct forward. Locks: none. Blocks: computes. Errors: -ENOMEM, or what an
+ * observer said.
  */
 #ifndef KVGATE_WORKER_FORWARD_H
 #define KVGATE_WORKER_FORWARD_H
@@ -23,8 +24,9 @@ struct forward *forward_free(struct forward *f);
 uint32_t forward_rows(const struct forward *f);
 
 /*
- * Appends the tokens' rows to their sequences. ret_logits (may be NULL): [sum of n_logits][vocab], span after
- * span, valid until the next call. A sequence may be in one span only. Tokens are below the vocabulary's size.
+ * Appends the tokens' rows to their sequences. ret_logits (may be NULL): [sum of
+ * n_logits][vocab], span after span, valid until the next call. A sequence may be in one span
+ * only. Tokens are below the vocabulary's size.
  */
 int forward_run(
 	struct forward *f, const struct span *spans, uint32_t n_spans, const float **ret_logits);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A prompt is computed in chunks. After each chunk the blocks that are complete are handed to the daemon, or, when the
- * worker evicts from a cache of its own, that is done. Only KV that was computed over a whole context is
- * shared: what attended to a pruned one is not what its key promises.
+ * A prompt is computed in chunks. After each chunk the blocks that are complete are handed to the
+ * daemon, or, when the worker evicts from a cache of its own, that is done. Only KV that was
+ * computed over a whole context is shared: what attended to a pruned one is not what its key
+ * promises.
  */
 #include "client/worker/generate.h"
 

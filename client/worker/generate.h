@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * generate: from prompts to answers - take what is cached, compute the rest, share it, decode as one batch.
+ * generate: from prompts to answers - take what is cached, compute the rest, share it, decode as
+ * one batch.
  * Thread: one. Locks: none. Blocks: computes, and on the daemon. Errors: negative errno and a text.
  */
 #ifndef KVGATE_WORKER_GENERATE_H

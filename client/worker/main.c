@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * kvgate-worker: reads a model and prompts, takes from kvgated what it has of them, computes the rest, shares it, and
- * answers. The parts, lowest first:
+ * kvgate-worker: reads a model and prompts, takes from kvgated what it has of them, computes the
+ * rest, shares it, and answers. The parts, lowest first:
  *
  *	model     weights and config		  attention  softmax over runs that lie anywhere
  *	sequence  rows of one prompt		  forward    the decoder

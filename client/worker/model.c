@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Weights are widened to f32 once and lie one after another in one allocation. Q, K and V are put under one
- * another, and so are gate and up, so that each layer is four products. Tensors are looked up over all weight files of
- * the folder, be it one or a set of shards.
+ * Weights are widened to f32 once and lie one after another in one allocation. Q, K and V are put
+ * under one another, and so are gate and up, so that each layer is four products. Tensors are
+ * looked up over all weight files of the folder, be it one or a set of shards.
  */
 #include "client/worker/model.h"
 
@@ -145,7 +145,9 @@ static bool widen(const struct safetensors_tensor *t, size_t n, float *dst)
 	return true;
 }
 
-/* Appends tensor `name` of layer `layer` (< 0: of none); cols 0: a vector. Returns where it lies. */
+/*
+ * Appends tensor `name` of layer `layer` (< 0: of none); cols 0: a vector. Returns where it lies.
+ */
 static const float *take(
 	struct loader *l, int layer, const char *name, uint32_t rows, uint32_t cols)
 {

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * model: the weights of one Qwen3-architecture decoder, in f32, read from a folder as Hugging Face lays it out.
+ * model: the weights of one Qwen3-architecture decoder, in f32, read from a folder as Hugging
+ * Face lays it out.
  * Thread: immutable once loaded, any. Locks: none. Blocks: loading reads files.
- * Errors: negative errno and a text: -ENOENT, -EBADMSG not a model, -ENOTSUP one that this code does not know.
+ * Errors: negative errno and a text: -ENOENT, -EBADMSG not a model, -ENOTSUP one that this code
+ * does not know.
  */
 #ifndef KVGATE_WORKER_MODEL_H
 #define KVGATE_WORKER_MODEL_H
@@ -65,7 +67,9 @@ bool model_is_eos(const struct model *m, uint32_t token);
 /* config.json alone, for tests: 0, or an errno and a text. */
 int model_config_parse(const char *json, struct model_config *ret, char *ret_why, size_t why_size);
 
-/* SHA-256 over config.json and the weight files in the order of their names: a layout's revision. */
+/*
+ * SHA-256 over config.json and the weight files in the order of their names: a layout's revision.
+ */
 int model_digest(const char *folder, char ret_hex[65]);
 
 #endif

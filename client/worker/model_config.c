@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * config.json. What it says is either followed or refused: a setting that would change the numbers and is not known
- * here must not be passed over in silence.
+ * config.json. What it says is either followed or refused: a setting that would change the
+ * numbers and is not known here must not be passed over in silence.
  */
 #include "client/worker/model.h"
 
@@ -13,7 +13,10 @@
 #include "client/worker/attention.h"
 #include "gates/why.h"
 
-/* Each has a reason: far above any model, and products of two of them fit 64 bits many times over. */
+/*
+ * Each has a reason: far above any model, and products of two of them fit 64 bits many times
+ * over.
+ */
 #define LAYERS_MAX 1024
 #define HEADS_MAX  4096
 #define DIM_MAX    1024

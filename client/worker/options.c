@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The table is options.def; the struct, the parser and --help are made from it. An option is --name VALUE or
- * --name=VALUE, as getopt_long has it.
+ * The table is options.def; the struct, the parser and --help are made from it. An option is
+ * --name VALUE or --name=VALUE, as getopt_long has it.
  */
 #include "client/worker/options.h"
 

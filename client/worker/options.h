@@ -51,7 +51,10 @@ struct options {
 	uint32_t kv_dtype;
 };
 
-/* 0, 1 when --help was all that was asked for, or -EINVAL. ret holds presets where nothing was said. */
+/*
+ * 0, 1 when --help was all that was asked for, or -EINVAL. ret holds presets where nothing was
+ * said.
+ */
 int options_parse(int argc, char **argv, struct options *ret);
 
 #endif

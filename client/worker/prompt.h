@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * prompt: texts to token ids and back. There is no tokenizer here: a token is a byte, or comes as a number.
+ * prompt: texts to token ids and back. There is no tokenizer here: a token is a byte, or comes as
+ * a number.
  * Thread: main. Locks: none. Blocks: on files. Errors: negative errno and a text.
  *
  * The lab model's form: <bos> SYS <ctx> context <q> question <a> answer <eos>.

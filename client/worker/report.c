@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Both forms say the same: the text, how long its first token took, and what of the prompt came from the cache.
+ * Both forms say the same: the text, how long its first token took, and what of the prompt came
+ * from the cache.
  */
 #include "client/worker/report.h"
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Candidates are sorted by logit; top-k cuts their number, then top-p keeps the fewest whose probability, among
- * those left, reaches p; one is drawn of what remains. The generator is splitmix64: the same seed gives the same text.
+ * Candidates are sorted by logit; top-k cuts their number, then top-p keeps the fewest whose
+ * probability, among those left, reaches p; one is drawn of what remains. The generator is
+ * splitmix64: the same seed gives the same text.
  */
 #include "client/worker/sample.h"
 

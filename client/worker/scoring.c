@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * An observer of the forward pass. A gate sees the input of each layer's attention, which is there at that moment and
- * nowhere else.
+ * An observer of the forward pass. A gate sees the input of each layer's attention, which is
+ * there at that moment and nowhere else.
  */
 #include "client/worker/scoring.h"
 

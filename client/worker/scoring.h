@@ -3,8 +3,8 @@
  * scoring: what a gate makes of a sequence's tokens while they are computed.
  * Thread: one. Locks: none. Blocks: opening reads a file. Errors: negative errno and a text.
  *
- * With a gate of our own every own row of a sequence has its score beside it (sequence_score). For a gate of
- * the daemon the hidden states are kept instead, and sent along with the KV.
+ * With a gate of our own every own row of a sequence has its score beside it (sequence_score).
+ * For a gate of the daemon the hidden states are kept instead, and sent along with the KV.
  */
 #ifndef KVGATE_WORKER_SCORING_H
 #define KVGATE_WORKER_SCORING_H
@@ -34,7 +34,10 @@ int scoring_init(struct scoring *s, const struct model_config *c, const char *ga
 	char *ret_why, size_t why_size);
 void scoring_fini(struct scoring *s);
 
-/* From now on this sequence's tokens are looked at; of hidden states there is one sequence's at a time. */
+/*
+ * From now on this sequence's tokens are looked at; of hidden states there is one sequence's at a
+ * time.
+ */
 int scoring_attach(struct scoring *s, struct sequence *q);
 
 #endif

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Own rows of one (layer, head) are contiguous, oldest first, with room for every token the sequence can still get:
- * appending copies nothing, and attention sees them as one run beside those of the planes.
+ * Own rows of one (layer, head) are contiguous, oldest first, with room for every token the
+ * sequence can still get: appending copies nothing, and attention sees them as one run beside
+ * those of the planes.
  */
 #include "client/worker/sequence.h"
 

@@ -3,8 +3,8 @@
  * sequence: what one prompt has behind it - rows that lie in shared planes, and rows of its own.
  * Thread: one at a time. Locks: none. Blocks: never. Errors: -ENOMEM.
  *
- * The logical length (the next token's position) is not the number of rows: cached context may be pruned,
- * and each (layer, head) of the own rows may have been evicted to a length of its own.
+ * The logical length (the next token's position) is not the number of rows: cached context may be
+ * pruned, and each (layer, head) of the own rows may have been evicted to a length of its own.
  */
 #ifndef KVGATE_WORKER_SEQUENCE_H
 #define KVGATE_WORKER_SEQUENCE_H
@@ -25,7 +25,10 @@ struct context {
 };
 void context_fini(struct context *c);
 
-/* What one layer made of a sequence's new tokens, before attention. Rows are as sequence_append() left them. */
+/*
+ * What one layer made of a sequence's new tokens, before attention. K and V are among its rows
+ * already.
+ */
 struct observation {
 	uint32_t layer, n;
 	const float *x; /* [n][hidden], the attention block's input after its norm */
@@ -64,7 +67,10 @@ static inline float *sequence_score(const struct sequence *s, uint32_t run)
 
 /* Own rows that are held, over all layers and heads. */
 uint64_t sequence_rows(const struct sequence *s);
-/* Keeps own rows from .. n - 1 of a run for which keep[row - from]; the others close up behind them. */
+/*
+ * Keeps own rows from .. n - 1 of a run for which keep[row - from]; the others close up behind
+ * them.
+ */
 void sequence_keep(
 	struct sequence *s, uint32_t run, uint32_t from, uint32_t n, const uint8_t *keep);
 

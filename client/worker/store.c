@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A context is a table of runs: for every (layer, head) the rows of all blocks and planes, in that order. Where a
- * share was asked for, each run ends where kvg_select() says; since runs are in the order of score, that
- * is all that selection does to them.
+ * A context is a table of runs: for every (layer, head) the rows of all blocks and planes, in
+ * that order. Where a share was asked for, each run ends where kvg_select() says; since runs are
+ * in the order of score, that is all that selection does to them.
  */
 #include "client/worker/store.h"
 
@@ -66,7 +66,10 @@ struct planes {
 	int n;
 };
 
-/* Heads of planes are checked by the library; where runs begin is checked here, before it is followed. */
+/*
+ * Heads of planes are checked by the library; where runs begin is checked here, before it is
+ * followed.
+ */
 static bool runs_ascend(const struct kvg_plane *p, uint32_t runs)
 {
 	for (uint32_t run = 0; run < runs; run++)
@@ -176,7 +179,9 @@ static int count_pairs(
 	return 0;
 }
 
-/* `retained` counts every pair of the context, kvg_select() only those that are ranked and there. */
+/*
+ * `retained` counts every pair of the context, kvg_select() only those that are ranked and there.
+ */
 static int select_best(struct store *s, const struct reuse *r, double retained, uint32_t **ret)
 {
 	struct kvg_select_options o = KVG_OPTIONS_INIT(kvg_select_options);

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * store: the KV cache of the machine as the worker uses it - what is there of a prompt, and what it adds.
- * Thread: one. Locks: none. Blocks: opening, a first read of a segment and putting do, on the daemon.
+ * store: the KV cache of the machine as the worker uses it - what is there of a prompt, and what
+ * it adds.
+ * Thread: one. Locks: none. Blocks: opening, a first read of a segment and putting do, on the
+ * daemon.
  * Errors: negative errno; the text is kvg_last_error(), or put's own.
  *
- * Rows in planes are what attention reads: get pins blocks and lists their runs, nothing is copied. Put stages
- * blocks while a prompt is being computed and lets the daemon sort them meanwhile.
+ * Rows in planes are what attention reads: get pins blocks and lists their runs, nothing is
+ * copied. Put stages blocks while a prompt is being computed and lets the daemon sort them
+ * meanwhile.
  */
 #ifndef KVGATE_WORKER_STORE_H
 #define KVGATE_WORKER_STORE_H
@@ -49,8 +52,9 @@ struct reuse {
 	uint64_t bytes;       /* of the planes that are mapped for it */
 };
 /*
- * Pins the longest prefix, one token short of the prompt at least. Blocks of which less than min_retention is
- * mapped end it. retained < 1: of all its pairs the best share, by the pair rule, protected ones first.
+ * Pins the longest prefix, one token short of the prompt at least. Blocks of which less than
+ * min_retention is mapped end it. retained < 1: of all its pairs the best share, by the pair
+ * rule, protected ones first.
  */
 int store_get(struct store *s, const uint32_t *tokens, uint32_t n, double min_retention,
 	double retained, struct reuse *ret);
@@ -61,7 +65,10 @@ int store_context(struct store *s, const struct kvg_pin *pins, size_t n, const u
 
 /* ---- put ---- */
 
-/* K and V of a stage: [layers][2][heads][tokens][dim] from own rows row .. row + n_tokens - 1 of a sequence. */
+/*
+ * K and V of a stage: [layers][2][heads][tokens][dim] from own rows row .. row + n_tokens - 1 of
+ * a sequence.
+ */
 void store_fill_kv(const struct store *s, const struct sequence *q, uint32_t row,
 	const struct kvg_stage *stage);
 

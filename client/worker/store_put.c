@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Blocks are staged as soon as their last token is computed, so that the daemon sorts and publishes the first ones while
- * the worker computes the next. Parents are committed before children, in one order on one connection.
- * A put that fails leaves what was published: the next process computes the rest. Putting is never a
- * reason not to answer.
+ * Blocks are staged as soon as their last token is computed, so that the daemon sorts and
+ * publishes the first ones while the worker computes the next. Parents are committed before
+ * children, in one order on one connection. A put that fails leaves what was published: the next
+ * process computes the rest. Putting is never a reason not to answer.
  */
 #include "client/worker/store.h"
 

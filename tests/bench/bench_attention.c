@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * attention_planes_ratio: one token's attention over a context that lies in planes, all of it kept, beside the same
- * kernel over the same pairs lying densely by head. One layer of a model like Qwen3-8B (8 KV heads, 4 query heads
- * each, head size 128, bf16), 16,384 tokens of context: 64 MiB, more than the caches hold. Blocks have 256 tokens,
- * and 7 planes with the shares that the default bands give; a pair's band and its place in the run
- * are random, as scores make them. The two are timed in turns; the median of the turns' ratios is given.
+ * attention_planes_ratio: one token's attention over a context that lies in planes, all of it
+ * kept, beside the same kernel over the same pairs lying densely by head. One layer of a model
+ * like Qwen3-8B (8 KV heads, 4 query heads each, head size 128, bf16), 16,384 tokens of context:
+ * 64 MiB, more than the caches hold. Blocks have 256 tokens, and 7 planes with the shares that
+ * the default bands give; a pair's band and its place in the run are random, as scores make them.
+ * The two are timed in turns; the median of the turns' ratios is given.
  */
 #include <stdint.h>
 #include <stdio.h>

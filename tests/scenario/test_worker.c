@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The reference worker on a real daemon: what it puts lies in the planes as it computed and scored it, protected where it
- * said so; what it gets stands for what it would have computed; a pruned context is attended to but never shared.
+ * The reference worker on a real daemon: what it puts lies in the planes as it computed and
+ * scored it, protected where it said so; what it gets stands for what it would have computed; a
+ * pruned context is attended to but never shared.
  */
 #include <math.h>
 #include <setjmp.h>
@@ -204,7 +205,9 @@ static void test_bf16(void **unused)
 	put_and_get("bf16", KVG_DTYPE_BF16, 0.3f);
 }
 
-/* The last blocks gone: who computes them over the first ones puts what the first worker had put. */
+/*
+ * The last blocks gone: who computes them over the first ones puts what the first worker had put.
+ */
 static void test_extended(void **unused)
 {
 	struct kvg_purge_options purge = KVG_OPTIONS_INIT(kvg_purge_options);
@@ -251,7 +254,10 @@ static void test_extended(void **unused)
 	one_close(&b);
 }
 
-/* A share of the context: so many pairs, the protected ones among them; what follows is not shared. */
+/*
+ * A share of the context: so many pairs, the protected ones among them; what follows is not
+ * shared.
+ */
 static void test_retention(void **unused)
 {
 	struct answer cold, best;
@@ -274,7 +280,10 @@ static void test_retention(void **unused)
 	one_close(&b);
 }
 
-/* The last blocks gone and the first ones pruned: the worker computes the rest, and keeps it to itself. */
+/*
+ * The last blocks gone and the first ones pruned: the worker computes the rest, and keeps it to
+ * itself.
+ */
 static void test_pruned(void **unused)
 {
 	struct kvg_purge_options purge = KVG_OPTIONS_INIT(kvg_purge_options);

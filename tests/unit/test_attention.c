@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Attention against a plain one in double: random runs of every dtype at odd addresses and in any order, widths that
- * fill no vector, groups, causal limits, each instruction set the processor has.
+ * Attention against a plain one in double: random runs of every dtype at odd addresses and in any
+ * order, widths that fill no vector, groups, causal limits, each instruction set the processor
+ * has.
  */
 #include <math.h>
 #include <setjmp.h>

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Eviction in an own cache against the rules written plainly: every row carries its token's number, so that what is left can
- * be named. Chunks, window and protected prefix of prefill; the 128-token buffer and the sinks of decoding.
+ * Eviction in an own cache against the rules written plainly: every row carries its token's
+ * number, so that what is left can be named. Chunks, window and protected prefix of prefill; the
+ * 128-token buffer and the sinks of decoding.
  */
 #include <setjmp.h>
 #include <stdarg.h>

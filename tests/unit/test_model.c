@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The model against golden logits of transformers (golden_worker.txt, written by tests/ref/worker_golden.py), the same
- * numbers whatever way the tokens are grouped, and model folders that must be refused.
+ * The model against golden logits of transformers (golden_worker.txt, written by
+ * tests/ref/worker_golden.py), the same numbers whatever way the tokens are grouped, and model
+ * folders that must be refused.
  */
 #include <errno.h>
 #include <math.h>
@@ -196,8 +197,8 @@ static void test_batch(void **unused)
 }
 
 /*
- * A prefix that lies elsewhere, cut into runs of shuffled rows in f32 and bf16, stands for the same tokens computed:
- * exactly but for rounding in f32, nearly in bf16.
+ * A prefix that lies elsewhere, cut into runs of shuffled rows in f32 and bf16, stands for the
+ * same tokens computed: exactly but for rounding in f32, nearly in bf16.
  */
 static void make_context(
 	const struct sequence *from, uint32_t n, uint32_t dtype, struct context *c, uint8_t *memory)
