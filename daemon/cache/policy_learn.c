@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * For every class and every age (two bins an octave) two numbers are kept: how many blocks were used again at that
+ * For every class and every age (four bins an octave) two numbers are kept: how many blocks were used again at that
  * age, and for how long blocks were there that could have been. Their quotient is the hazard: the chance of use
  * per unit of time. Held or evicted makes no difference to either, so what is learned does not depend on what
  * was evicted; a policy that learned only from what it keeps would confirm itself.
@@ -38,7 +38,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BINS          64 /* ages up to 2^32 */
+#define BINS          128 /* ages up to 2^32 */
 #define SPANS         128
 #define MERGE_BELOW   4  /* spans: merge while shorter than age / 4 */
 #define TICKS_HELD    64 /* a tick is this part of what is held */
@@ -47,7 +47,6 @@
 #define ESTIMATE_TICK 8
 #define HALF_LIFE     4 /* turnovers of what is known */
 #define KNOWN_MIN     65536
-#define NEVER_BELOW   1e-3 /* of blocks that survived so far: the rest of the sum is noise */
 
 #define WEIGHT_AGE   200.0
 #define WEIGHT_CLASS 50.0
@@ -55,9 +54,9 @@
 #define WEIGHT_ALL   16.0
 #define PRIOR_HAZARD 0.1
 
-static const uint32_t levels[N_TRAITS] = {7, 4, 6, N_SUPERSEDED, 2};
-#define LEVELS_MAX 7
-#define CLASSES    (7 * 4 * 6 * 3 * 2)
+static const uint32_t levels[N_TRAITS] = {5, 4, 8, N_SUPERSEDED, 2};
+#define LEVELS_MAX 8
+#define CLASSES    (5 * 4 * 8 * 3 * 2)
 
 struct class
 {
@@ -82,15 +81,15 @@ static unsigned bin_of(uint64_t age)
 {
 	unsigned octave;
 
-	if (age < 2)
+	if (!age)
 		return 0;
 	octave = 63 - (unsigned)__builtin_clzll(age);
-	return octave >= BINS / 2 ? BINS - 1 : 2 * octave + (age >> (octave - 1) & 1);
+	return octave >= BINS / 4 ? BINS - 1 : 4 * octave + (unsigned)((age << 2 >> octave) & 3);
 }
 
 static double bin_start(unsigned b)
 {
-	return ldexp(b & 1 ? 1.5 : 1.0, (int)(b / 2));
+	return ldexp(1 + .25 * (b & 3), (int)(b / 4));
 }
 
 /* 0, 1, 2, then octaves. */
@@ -157,27 +156,34 @@ struct learn *learn_free(struct learn *l)
 
 /* ---- the worth of a class --------------------------------------------------------------------- */
 
+/* Keeping a block from some age to a later one: uses, time and the share left, per block that is there at its start. */
+struct stretch {
+	double uses, time, left;
+};
+
+/*
+ * The best plan from an age on is the first stretch of the concave hull over (time, uses) from there. Built from
+ * the oldest age down: a bin takes in the stretches behind it for as long as they pay more than it does.
+ */
 static void appraise(const struct learn *l, struct class *c)
 {
-	double rate[BINS], dies[BINS], lasts[BINS];
+	struct stretch hull[BINS];
+	unsigned n = 0;
 
-	for (unsigned b = 0; b < BINS; b++) {
+	for (unsigned b = BINS; b-- > 0;) {
 		double prior = c->factor * l->hazard[b];
+		double rate =
+			prior * (c->hits[b] + WEIGHT_AGE) / (prior * c->exposure[b] + WEIGHT_AGE);
+		double dies = -expm1(-rate * l->width[b]);
+		struct stretch s = {dies, dies / rate, 1 - dies};
 
-		rate[b] = prior * (c->hits[b] + WEIGHT_AGE) / (prior * c->exposure[b] + WEIGHT_AGE);
-		dies[b] = -expm1(-rate[b] * l->width[b]);
-		lasts[b] = dies[b] / rate[b];
-	}
-	for (unsigned a = 0; a < BINS; a++) {
-		double alive = 1, uses = 0, time = 0, best = 0;
-
-		for (unsigned b = a; b < BINS && alive > NEVER_BELOW; b++) {
-			uses += alive * dies[b];
-			time += alive * lasts[b];
-			alive *= 1 - dies[b];
-			best = fmax(best, uses / time);
+		for (; n && hull[n - 1].uses * s.time > s.uses * hull[n - 1].time; n--) {
+			s.uses += s.left * hull[n - 1].uses;
+			s.time += s.left * hull[n - 1].time;
+			s.left *= hull[n - 1].left;
 		}
-		c->worth[a] = (float)best;
+		hull[n++] = s;
+		c->worth[b] = (float)(s.uses / s.time);
 	}
 }
 
@@ -302,18 +308,43 @@ static void new_span(struct learn *l)
 	l->since[l->n_spans++] = l->now;
 }
 
-static void tick(struct learn *l)
+/*
+ * How the ages a span's blocks went through in this tick fall into bins, per block. A block is as old as from the span's
+ * end to the tick's start when it is youngest, and from start to end when it is oldest; evenly in between
+ * is near enough. The youngest span is the tick itself: a block of it was there for half the time, mostly young.
+ */
+static unsigned spread(const struct learn *l, unsigned s, double ret[BINS])
 {
 	const double dt = (double)(l->now - l->last_tick);
+	const bool young = s == l->n_spans - 1;
+	const double low = young ? 0 : (double)(l->last_tick - l->since[s + 1]);
+	const double high = young ? dt : (double)(l->now - l->since[s]);
+	const unsigned first = bin_of((uint64_t)low);
+	unsigned b = first;
 
+	for (; b < BINS && (b == first || bin_start(b) < high); b++) {
+		double from = fmax(low, bin_start(b));
+		double to = b == BINS - 1 ? high : fmin(high, bin_start(b + 1));
+		double part = fmax(0, to - from);
+
+		ret[b] = young ? part * (1 - (from + to) / (2 * dt)) : part * dt / (high - low);
+	}
+	return b;
+}
+
+static void tick(struct learn *l)
+{
 	for (unsigned s = 0; s < l->n_spans; s++) {
-		uint64_t end = s + 1 < l->n_spans ? l->since[s + 1] : l->now;
-		unsigned b = bin_of(l->now - (l->since[s] + end) / 2);
+		double part[BINS];
+		const bool young = s == l->n_spans - 1;
+		const unsigned first = young ? 0 : bin_of(l->last_tick - l->since[s + 1]);
+		const unsigned end = spread(l, s, part);
 
 		for (unsigned i = 0; i < l->n_active; i++) {
 			struct class *c = &l->class[l->active[i]];
 
-			c->exposure[b] += dt * c->population[s];
+			for (unsigned b = first; c->population[s] && b < end; b++)
+				c->exposure[b] += part[b] * c->population[s];
 		}
 	}
 	l->last_tick = l->now;
@@ -360,12 +391,22 @@ void learn_enter(struct learn *l, uint16_t class, uint64_t last_use)
 	l->class[class].population[span_of(l, last_use)]++;
 }
 
+/* The tick will not see a block that leaves before it ends. */
+static void expose_short(struct class *c, double age)
+{
+	for (unsigned b = 0; b < BINS - 1 && bin_start(b) < age; b++)
+		c->exposure[b] += fmin(bin_start(b + 1), age) - bin_start(b);
+}
+
 void learn_leave(struct learn *l, uint16_t class, uint64_t last_use)
 {
-	uint32_t *population = &l->class[class].population[span_of(l, last_use)];
+	const unsigned span = span_of(l, last_use);
+	struct class *c = &l->class[class];
 
-	assert(*population);
-	--*population;
+	assert(c->population[span]);
+	c->population[span]--;
+	if (span == l->n_spans - 1)
+		expose_short(c, (double)(l->now - last_use));
 }
 
 void learn_reuse(struct learn *l, uint16_t class, uint64_t last_use, uint64_t now)
