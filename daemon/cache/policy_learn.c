@@ -27,8 +27,8 @@
  *	hazard of all at an age	 <-  16 -  0.1 / age, which orders by recency
  *
  * With no experience the policy is LRU. The weights say how much evidence it takes to leave that, and matter little:
- * halving or doubling any of them changes hit rates by less than noise. Experience fades with a half-life of a few
- * turnovers of everything that is known, so a change of workload is followed.
+ * a quarter or four times of any of them moves hit rates by a tenth of a point or two. Experience fades with a half-life
+ * of a few turnovers of everything that is known, so a change of workload is followed.
  */
 #include "daemon/cache/policy_learn.h"
 
