@@ -26,6 +26,7 @@ static struct daemon_process d;
 static struct kvg_client *honest;
 static struct kvg_layout *layout;
 static struct kvg_key keys[BLOCKS];
+static unsigned fds_of_honest; /* the daemon's, when nobody else is there */
 
 static int setup(void **state)
 {
@@ -33,7 +34,10 @@ static int setup(void **state)
 	daemon_start(&d, "");
 	honest = client_open(&d);
 	layout = model_register(honest, &model_small);
-	return chain_put(honest, layout, &model_small, 1, BLOCKS, keys) != KVG_CODE_OK;
+	if (chain_put(honest, layout, &model_small, 1, BLOCKS, keys) != KVG_CODE_OK)
+		return -1;
+	fds_of_honest = daemon_count_fds(&d);
+	return 0;
 }
 
 /* After every attack the honest client still has everything. */
@@ -132,7 +136,6 @@ static void test_file_descriptors(void **state)
 {
 	Kvgate__V1__Request q = KVGATE__V1__REQUEST__INIT;
 	Kvgate__V1__Stat stat = KVGATE__V1__STAT__INIT;
-	unsigned before = daemon_count_fds(&d);
 	int fds[4], s;
 
 	(void)state;
@@ -156,9 +159,9 @@ static void test_file_descriptors(void **state)
 	assert_true(ended(s));
 	for (int i = 0; i < 4; i++)
 		close(fds[i]);
-	for (int i = 0; i < 400 && daemon_count_fds(&d) != before; i++)
+	for (int i = 0; i < 400 && daemon_count_fds(&d) != fds_of_honest; i++)
 		usleep(5000);
-	assert_int_equal(daemon_count_fds(&d), before);
+	assert_int_equal(daemon_count_fds(&d), fds_of_honest);
 }
 
 static void refuse_layout(struct kvg_client *c, struct kvg_layout_options o, int error, int code)
