@@ -4,6 +4,7 @@
  * both reached over Unix sockets by this process. Ours: kvg_lookup_pin + kvg_planes until a pointer can be read
  * from, the segment mapped before as in any process that has read once. Redis: GET until the reply is in memory.
  * To show that the pointer is good, the bytes behind it are compared after every round, outside the timing.
+ * get_32MiB_first_ratio is the same for a process that has read nothing yet: connect, hello, layout, map, look up.
  */
 #include <assert.h>
 #include <errno.h>
@@ -19,10 +20,11 @@
 
 #include "tests/lib/harness.h"
 
-#define BYTES   (32u << 20)
-#define GETS    15u
-#define LOOKUPS 2001u
-#define SKIPPED 77
+#define BYTES      (32u << 20)
+#define REDIS_HEAD "$33554432\r\n" /* of a reply with so many bytes */
+#define GETS       15u
+#define LOOKUPS    2001u
+#define SKIPPED    77
 
 static const char config[] =
 	"[memory]\nhost_bytes = 256MiB\nsegment_bytes = 64MiB\nindex_slots = 65536\n";
@@ -102,40 +104,73 @@ static void redis_stop(struct redis *r)
 	rmdir(r->dir);
 }
 
+/*
+ * One GET, read into memory that is there and of the right size, past the client library: its growing buffers would
+ * cost several times what Redis and the kernel do. Returns where the value begins.
+ */
+static const uint8_t *redis_get(int fd, uint8_t *buffer)
+{
+	static const char request[] = "*2\r\n$3\r\nGET\r\n$5\r\nblock\r\n";
+	const size_t head = strlen(REDIS_HEAD), all = head + BYTES + 2;
+	size_t got = 0;
+
+	assert(write(fd, request, sizeof(request) - 1) == sizeof(request) - 1);
+	while (got < all) {
+		ssize_t n = read(fd, buffer + got, all - got);
+
+		assert(n > 0);
+		got += (size_t)n;
+	}
+	assert(!memcmp(buffer, REDIS_HEAD, head));
+	return buffer + head;
+}
+
 static double measure_redis(struct redis *r, const uint8_t *bytes)
 {
 	double us[GETS];
+	uint8_t *buffer = malloc(BYTES + 64);
 	redisReply *reply = redisCommand(r->c, "SET block %b", bytes, (size_t)BYTES);
 
-	assert(reply && reply->type == REDIS_REPLY_STATUS);
+	assert(buffer && reply && reply->type == REDIS_REPLY_STATUS);
 	freeReplyObject(reply);
+	memset(buffer, 1, BYTES + 64);
 	for (unsigned i = 0; i < GETS; i++) {
 		double t0 = now_us();
+		const uint8_t *value = redis_get(r->c->fd, buffer);
 
-		reply = redisCommand(r->c, "GET block");
 		us[i] = now_us() - t0;
-		assert(reply && reply->type == REDIS_REPLY_STRING && reply->len == BYTES);
-		assert(!memcmp(reply->str, bytes, BYTES));
-		freeReplyObject(reply);
+		assert(!memcmp(value, bytes, BYTES));
 	}
+	free(buffer);
 	return median(us, GETS);
 }
 
 /* ---- ours ---- */
 
-static struct kvg_layout *put_block(
-	struct kvg_client *c, const uint8_t *bytes, struct kvg_key *ret_key)
+static struct kvg_layout *layout(struct kvg_client *c)
 {
 	struct kvg_layout_options o = KVG_OPTIONS_INIT(kvg_layout_options);
-	struct kvg_commit item = {0};
-	struct kvg_commit_result result;
 	struct kvg_layout *l;
-	struct kvg_stage s;
 
 	o.model = "bench_get";
 	o.opaque_bytes = BYTES;
 	o.key_namespace = "bench";
-	if (kvg_layout(c, &o, &l) < 0 || kvg_stage(l, KVG_INPUT_NONE, 1, &s) != 1) {
+	if (kvg_layout(c, &o, &l) < 0) {
+		fprintf(stderr, "bench_get: %s\n", kvg_last_error(c));
+		exit(1);
+	}
+	return l;
+}
+
+static struct kvg_layout *put_block(
+	struct kvg_client *c, const uint8_t *bytes, struct kvg_key *ret_key)
+{
+	struct kvg_commit item = {0};
+	struct kvg_commit_result result;
+	struct kvg_layout *l = layout(c);
+	struct kvg_stage s;
+
+	if (kvg_stage(l, KVG_INPUT_NONE, 1, &s) != 1) {
 		fprintf(stderr, "bench_get: %s\n", kvg_last_error(c));
 		exit(1);
 	}
@@ -172,6 +207,35 @@ static double measure_kvgate(
 	return median(us, LOOKUPS);
 }
 
+/* From nothing to the pointer, the byte behind it included. */
+static double measure_first(
+	const struct daemon_process *d, const struct kvg_key *key, const uint8_t *bytes)
+{
+	double us[GETS];
+
+	for (unsigned i = 0; i < GETS; i++) {
+		struct kvg_plane plane[KVG_PLANES_MAX];
+		struct kvg_pin pin;
+		double t0 = now_us();
+		struct kvg_client *c = client_open(d);
+		struct kvg_layout *l = layout(c);
+
+		assert(kvg_lookup_pin(l, key, 1.0f, &pin) == 0 && kvg_planes(l, &pin, plane) == 1);
+		assert(*(const volatile uint8_t *)plane[0].k == bytes[0]);
+		us[i] = now_us() - t0;
+		kvg_close(c);
+	}
+	return median(us, GETS);
+}
+
+static void report(const char *name, double ours, double theirs, const char *limit)
+{
+	printf("{\"suite\":\"core\",\"name\":\"%s\",\"value\":%.3g,\"unit\":\"ratio\",\"limit\":%s,"
+	       "\"limit_what\":\"must be at most; ours %.2f us, redis-server GET %.0f "
+	       "us\",\"ratio\":%.3g}\n",
+		name, ours / theirs, limit, ours, theirs, ours / theirs);
+}
+
 int main(void)
 {
 	struct daemon_process d;
@@ -180,7 +244,7 @@ int main(void)
 	struct kvg_layout *l;
 	struct kvg_key key;
 	uint8_t *bytes = malloc(BYTES);
-	double ours, theirs;
+	double theirs;
 
 	assert(bytes);
 	for (uint32_t i = 0; i < BYTES; i++)
@@ -196,12 +260,8 @@ int main(void)
 	c = client_open(&d);
 	l = put_block(c, bytes, &key);
 	theirs = measure_redis(&redis, bytes);
-	ours = measure_kvgate(c, l, &key, bytes);
-	printf("{\"suite\":\"core\",\"name\":\"get_32MiB_ratio\",\"value\":%.3g,\"unit\":\"ratio\","
-	       "\"limit\":0.001,"
-	       "\"limit_what\":\"must be at most; ours %.2f us, redis-server GET %.0f "
-	       "us\",\"ratio\":%.3g}\n",
-		ours / theirs, ours, theirs, ours / theirs);
+	report("get_32MiB_ratio", measure_kvgate(c, l, &key, bytes), theirs, "0.001");
+	report("get_32MiB_first_ratio", measure_first(&d, &key, bytes), theirs, "1");
 	kvg_close(c);
 	redis_stop(&redis);
 	daemon_stop(&d);
