@@ -64,6 +64,7 @@ struct cache_layout_spec {
 	struct layout_identity
 		id;            /* strings borrowed; gate_digest and edges as the client gave them */
 	const char *gate;      /* "" = none, or the client's own digest and edges in id */
+	bool gate_assigned;    /* an administrator tied it to this model, whatever its file says */
 	uint32_t hidden_dtype; /* 0, bf16 or f32 */
 	const uint32_t *ungated_layers;
 	uint32_t n_ungated;

@@ -206,6 +206,11 @@ static int apply_gate(struct cache *c, const struct cache_layout_spec *s,
 	if (id->shape.opaque_bytes)
 		return refuse(why, KVG_CODE_BAD_GATE,
 			"an opaque layout has no pairs that a gate could score");
+	if (info->model[0] && strcmp(info->model, id->model) && !s->gate_assigned)
+		return refuse(why, KVG_CODE_BAD_GATE,
+			"gate \"%.60s\" was made for model \"%.80s\": if it fits this one too, "
+			"name it in kvgated.conf: [model ...] gate = %.60s",
+			s->gate, info->model, s->gate);
 	if (info->layers != id->shape.layers - s->n_ungated || info->heads != id->shape.heads)
 		return refuse(why, KVG_CODE_BAD_GATE,
 			"gate \"%.100s\" is for %u layers of %u heads, the layout has %u gated "

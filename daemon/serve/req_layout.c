@@ -97,17 +97,19 @@ int prep_register_layout(struct request *r, const Kvgate__V1__Request *q)
 
 static int resolve_gate(struct request *r, struct cache_layout_spec *s)
 {
-	const struct options_model *model;
+	const struct options_model *model =
+		options_model_find(r->session->server->parts.options, s->id.model);
+	const char *own = model ? model->gate : "";
 
-	if (strcmp(s->gate, GATE_AUTO))
-		return KVG_CODE_OK;
-	model = options_model_find(r->session->server->parts.options, s->id.model);
-	if (!model || !model->gate[0])
-		return request_refuse(r, KVG_CODE_BAD_GATE,
-			"no gate for model %.100s: kvgated.conf needs `gate` in a section [model "
-			"%.100s]",
-			s->id.model, s->id.model);
-	s->gate = model->gate;
+	if (!strcmp(s->gate, GATE_AUTO)) {
+		if (!own[0])
+			return request_refuse(r, KVG_CODE_BAD_GATE,
+				"no gate for model %.100s: kvgated.conf needs `gate` in a section "
+				"[model %.100s]",
+				s->id.model, s->id.model);
+		s->gate = own;
+	}
+	s->gate_assigned = s->gate[0] && !strcmp(s->gate, own);
 	return KVG_CODE_OK;
 }
 

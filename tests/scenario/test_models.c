@@ -13,6 +13,8 @@
 
 #include "tests/lib/harness.h"
 
+#define GATE KVG_SOURCE_DIR "/client/demo/lab/gate_calibrated.safetensors"
+
 #define BLOCKS 5
 
 static const struct test_model models[] = {
@@ -203,9 +205,43 @@ static void test_short_block_and_tokens(void **state)
 	daemon_cleanup(&d);
 }
 
+static int register_with_gate(struct kvg_client *c, const char *model)
+{
+	struct kvg_layout_options o = KVG_OPTIONS_INIT(kvg_layout_options);
+	struct kvg_layout *l;
+
+	o.model = model;
+	o.layers = 8;
+	o.heads = 4;
+	o.k_dim = o.v_dim = 32;
+	o.dtype = KVG_DTYPE_BF16;
+	o.gate = "g";
+	return kvg_layout(c, &o, &l);
+}
+
+/* A gate of the right shape that was made for another model scores nonsense; only an administrator may say otherwise. */
+static void test_gate_of_another_model(void **state)
+{
+	struct daemon_process d;
+	struct kvg_client *c;
+
+	(void)state;
+	daemon_start(&d, "[gate g]\nfile = " GATE "\n[model twin of lab]\ngate = g\n");
+	c = client_open(&d);
+	assert_int_equal(register_with_gate(c, "lab"), 0);
+	assert_int_equal(register_with_gate(c, "another"), -EINVAL);
+	assert_int_equal(kvg_last_code(c), KVG_CODE_BAD_GATE);
+	assert_non_null(strstr(kvg_last_error(c), "made for model \"lab\""));
+	assert_int_equal(register_with_gate(c, "twin of lab"), 0);
+	kvg_close(c);
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_gate_of_another_model),
 		cmocka_unit_test(test_every_shape),
 		cmocka_unit_test(test_gather),
 		cmocka_unit_test(test_opaque_and_foreign),
