@@ -6,9 +6,7 @@
  *	     |
  *	   admit ----> waits for another job: its parent's, or one with the same key   (that one's end leads back to admit)
  *	     |
- *	  starved      waits for room, in its tenant's order
- *	     |
- *	   ready       room is reserved; waits for the workers' queue
+ *	  starved      waits for room and for the workers, in its tenant's order
  *	     |
  *	  running      a worker verifies the key and packs
  *	     |
@@ -103,6 +101,7 @@ static void admit(struct cache_job *j)
 		}
 		j->parent->uses++;
 	}
+	commit_hungry(j->tenant);
 	job_push_ordered(&j->tenant->starved, j);
 	evict_ask_again(c);
 }
@@ -262,7 +261,6 @@ int commits_init(struct cache *c)
 	int r;
 
 	job_list_init(&c->commits.admit);
-	job_list_init(&c->commits.ready);
 	job_list_init(&c->commits.finished);
 	r = loop_add_timer(c->loop, on_timer, c, &c->commits.timer);
 	if (r < 0)
@@ -278,10 +276,6 @@ void commits_fini(struct cache *c)
 	for (struct cache_tenant *t = c->tenants; t; t = t->next)
 		while ((j = job_pop(&t->starved)))
 			job_give_up(j);
-	while ((j = job_pop(&c->commits.ready))) {
-		commit_unreserve(j, 0);
-		job_give_up(j);
-	}
 	if (c->commits.workers)
 		c->commits.workers = workers_free(c->commits.workers);
 	if (c->commits.timer) {

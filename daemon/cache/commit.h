@@ -29,11 +29,12 @@ struct commits {
 		timer; /* armed when there is something to do that must not be done where it came up */
 	struct cache_job *in_flight[COMMIT_BUCKETS];
 	struct job_list admit;    /* to be looked at (again) */
-	struct job_list ready;    /* room is reserved, the workers' queue was full */
 	struct job_list finished; /* results to be told */
 	uint64_t n;               /* jobs that exist */
 	uint64_t next_seq;
 	uint64_t reserved; /* bytes, all tenants */
+	uint64_t served;   /* cache_tenant.served of the tenant whose turn came last */
+	uint64_t feeding;  /* a number for each commit_feed() */
 	bool awake;        /* the timer is armed */
 	bool stopping;     /* nothing new is begun */
 };

@@ -5,6 +5,10 @@
  * reservations, which will come back, so their end is waited for; neither, so somebody is refused.
  *
  * Who is refused is the youngest: a job that waits holds its parent, and that may be all that the oldest waits for.
+ *
+ * Tenants share the workers by bytes. Next is the one that had least of them packed, and who waited for nothing begins where
+ * the last one stood: a tenant's thousand commits cost another's single one the queue in front of the workers, which is
+ * short in number and in bytes. Room is reserved only for what enters that queue, so nobody holds more of it than that.
  */
 #include "daemon/cache/evictor.h"
 #include "daemon/cache/job.h"
@@ -12,7 +16,8 @@
 #include <assert.h>
 #include <errno.h>
 
-#define ROUNDS_AT_ONCE 2 /* of eviction for one commit before the loop has its turn */
+#define ROUNDS_AT_ONCE    2 /* of eviction for one commit before the loop has its turn */
+#define QUEUED_PER_WORKER (32ull << 20) /* bytes: a few milliseconds of packing */
 
 enum room {
 	ROOM,
@@ -81,55 +86,69 @@ static enum room make_room(struct cache_job *j)
 	return NO_ROOM_YET;
 }
 
-/* Jobs of one tenant that want room, in their order. */
-static void feed_tenant(struct cache_tenant *t)
+void commit_hungry(struct cache_tenant *t)
+{
+	const uint64_t now = t->cache->commits.served;
+
+	if (!t->starved.first && t->served < now)
+		t->served = now;
+}
+
+static bool workers_busy(struct cache *c)
+{
+	return workers_full(c->commits.workers) ||
+		c->commits.reserved >= c->o.pack_workers * QUEUED_PER_WORKER;
+}
+
+/* Of those whose jobs wait, the one that had least. */
+static struct cache_tenant *next_tenant(struct cache *c)
+{
+	struct cache_tenant *least = NULL;
+
+	for (struct cache_tenant *t = c->tenants; t; t = t->next)
+		if (t->starved.first && t->not_fed != c->commits.feeding &&
+			(!least || t->served < least->served))
+			least = t;
+	return least;
+}
+
+/* One job of the tenant goes on, or ends. False: it has to wait. */
+static bool feed(struct cache_tenant *t)
 {
 	struct cache *c = t->cache;
-	struct cache_job *j;
+	struct cache_job *j = t->starved.first;
 
-	while ((j = t->starved.first)) {
-		enum room room;
-
-		if (j->cancelled) {
-			job_give_up(job_pop(&t->starved));
-			continue;
-		}
-		room = make_room(j);
-		if (room == NO_ROOM_YET)
-			return;
-		if (room == ROOM) {
-			job_push(&c->commits.ready, job_pop(&t->starved));
-			continue;
-		}
+	if (j->cancelled) {
+		job_give_up(job_pop(&t->starved));
+		return true;
+	}
+	switch (make_room(j)) {
+	case ROOM:
+		job_pop(&t->starved);
+		c->commits.served = t->served;
+		t->served += j->worst;
+		j->running = true;
+		workers_submit(c->commits.workers, &j->work);
+		return true;
+	case NO_ROOM:
 		j = job_pop_last(&t->starved);
 		job_refuse(j, KVG_CODE_NO_SPACE,
 			"all that could make room is pinned or may not go: release pins or raise "
 			"host_bytes");
 		job_finish(j);
+		return true;
+	case NO_ROOM_YET:
+		break;
 	}
-}
-
-static void feed_workers(struct cache *c)
-{
-	struct cache_job *j;
-
-	while ((j = c->commits.ready.first)) {
-		if (j->cancelled) {
-			job_pop(&c->commits.ready);
-			commit_unreserve(j, 0);
-			job_give_up(j);
-			continue;
-		}
-		if (!workers_try_submit(c->commits.workers, &j->work))
-			return;
-		job_pop(&c->commits.ready);
-		j->running = true;
-	}
+	return false;
 }
 
 void commit_feed(struct cache *c)
 {
-	for (struct cache_tenant *t = c->tenants; t; t = t->next)
-		feed_tenant(t);
-	feed_workers(c);
+	struct cache_tenant *t;
+
+	c->commits.feeding++;
+	while (!c->commits.stopping && !workers_busy(c) && (t = next_tenant(c)))
+		if (!feed(t))
+			t->not_fed = c->commits.feeding;
 }

@@ -55,6 +55,7 @@ void jobs_wake(struct cache *c);
 
 /* commit_room.c: jobs that wait for room, and for the workers. */
 void commit_feed(struct cache *c);
+void commit_hungry(struct cache_tenant *t); /* a job of this tenant is about to wait */
 void commit_unreserve(struct cache_job *j, uint64_t used); /* `used` of it is a block's now */
 
 /* commit_pack.c: what the workers do. idle runs after every batch of results. */

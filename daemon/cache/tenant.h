@@ -52,7 +52,10 @@ struct cache_tenant {
 	uint64_t used;           /* page bytes of blocks */
 	uint64_t reserved;       /* page bytes promised to commits in flight */
 	uint64_t reserved_slots; /* one each */
-	struct job_list starved; /* commits that wait for room, in their order */
+	struct job_list
+		starved;  /* commits that wait for room and for the workers, in their order */
+	uint64_t served;  /* bytes that were packed, or a later start: who has least is next */
+	uint64_t not_fed; /* the last commits.feeding that found no room */
 
 	bool gauges_stale;
 	bool evicting;        /* above the high watermark, on the way to the low one */

@@ -194,17 +194,22 @@ struct workers *workers_free(struct workers *w)
 	return NULL;
 }
 
-bool workers_try_submit(struct workers *w, struct work *item)
+bool workers_full(struct workers *w)
 {
-	bool room;
+	bool full;
 
 	pthread_mutex_lock(&w->lock);
-	room = w->queued < w->queue_max;
-	if (room) {
-		w->queued++;
-		list_push(&w->todo, item);
-		pthread_cond_signal(&w->wake);
-	}
+	full = w->queued >= w->queue_max;
 	pthread_mutex_unlock(&w->lock);
-	return room;
+	return full;
+}
+
+void workers_submit(struct workers *w, struct work *item)
+{
+	pthread_mutex_lock(&w->lock);
+	assert(w->queued < w->queue_max);
+	w->queued++;
+	list_push(&w->todo, item);
+	pthread_cond_signal(&w->wake);
+	pthread_mutex_unlock(&w->lock);
 }

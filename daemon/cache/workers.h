@@ -29,7 +29,8 @@ struct workers_ops {
 int workers_new(struct loop *loop, unsigned n, const struct workers_ops *ops, struct workers **ret);
 /* Runs what was submitted to its end and reports it; ops->idle is not called any more. */
 struct workers *workers_free(struct workers *w);
-/* False: the queue is full; submit again after the next done(). */
-bool workers_try_submit(struct workers *w, struct work *item);
+/* Submit again after the next done(). */
+bool workers_full(struct workers *w);
+void workers_submit(struct workers *w, struct work *item); /* not full */
 
 #endif

@@ -357,6 +357,36 @@ static void test_more_than_fits(void **state)
 	assert_true(f.tenant->n_blocks < N);
 }
 
+/* A tenant with hundreds of commits in flight costs another's single one no more than the workers' queue. */
+static void test_tenants_take_turns(void **state)
+{
+	enum {
+		N = 100,
+		QUEUE = 8 *
+			2 /* of the workers, and as many that end before the newcomer is looked at */
+	};
+	static struct put p[N];
+	struct cache_tenant *other = fixture_tenant(&f, "other", 1 << 20, 1.0f);
+	struct cache_layout *l = fixture_layout(&f, other, "model", "");
+	struct put late;
+	unsigned before = 0;
+
+	(void)state;
+	for (uint64_t i = 0; i < N; i++) {
+		put_stage(&f, f.layout, i, NULL, &p[i]);
+		put_start(&f, f.tenant, &p[i]);
+	}
+	put_stage(&f, l, 1000, NULL, &late);
+	put_start(&f, other, &late);
+	put_wait(&f, &late);
+	for (int i = 0; i < N; i++)
+		before += p[i].calls;
+	assert_int_equal(late.result.code, KVG_CODE_OK);
+	assert_true(before <= QUEUE * f.o.pack_workers);
+	for (int i = 0; i < N; i++)
+		put_wait(&f, &p[i]);
+}
+
 static void test_no_space(void **state)
 {
 	struct cache_block_result r;
@@ -409,6 +439,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_cancel, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_free_with_commits_in_flight, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_more_than_fits, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_tenants_take_turns, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_no_space, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_larger_than_the_quota, setup, teardown),
 	};
