@@ -21,14 +21,20 @@
 #include "daemon/cache/index.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "daemon/mem/memfd.h"
 #include "proto/plane.h"
+
+#define SWEEP_BYTES                                                                                \
+	(16ull << 20) /* of one index_sweep(): a millisecond or two when all of it is there */
+#define HUGE_SLACK (4ull << 20) /* the kernel may back huge pages around what is used */
 
 struct index {
 	int fd, read_fd;
@@ -41,6 +47,7 @@ struct index {
 	uint64_t n_free;
 	uint64_t end;     /* slots from here on were never used */
 	uint64_t retired; /* slots without a generation left */
+	uint64_t swept;   /* offset at which index_sweep() goes on */
 };
 
 static_assert(sizeof(struct kvg_shm_plane_ref) % 8 == 0, "a plane ref is stored in words");
@@ -166,6 +173,23 @@ const struct kvg_shm_entry *index_entry(const struct index *x, uint32_t slot)
 {
 	assert(slot < x->end);
 	return &x->entries[slot];
+}
+
+void index_sweep(struct index *x)
+{
+	const uint64_t own = page_up(x->head->entries_off + x->end * sizeof(struct kvg_shm_entry));
+	struct stat st;
+	uint64_t n;
+
+	if (fstat(x->fd, &st) < 0 || (uint64_t)st.st_blocks * 512 <= own + HUGE_SLACK)
+		return;
+	if (x->swept < own || x->swept >= x->bytes)
+		x->swept = own;
+	n = x->bytes - x->swept < SWEEP_BYTES ? x->bytes - x->swept : SWEEP_BYTES;
+	if (n &&
+		fallocate(x->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)x->swept,
+			(off_t)n) == 0)
+		x->swept += n;
 }
 
 static uint64_t word_of(const struct kvg_shm_entry *e)

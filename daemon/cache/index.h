@@ -59,6 +59,12 @@ void index_drop_planes(struct index *x, uint32_t slot, uint8_t planes);
 /* After index_set_planes(slot, 0, 0): the slot is free and its generation is past. */
 void index_remove(struct index *x, uint32_t slot);
 
+/*
+ * A client that reads entries nobody has written makes the kernel back them, for as long as the index lives. Gives some of
+ * that back, a bounded amount each time; call it now and then.
+ */
+void index_sweep(struct index *x);
+
 const struct kvg_shm_entry *index_entry(const struct index *x, uint32_t slot);
 uint32_t index_generation(const struct index *x, uint32_t slot);
 

@@ -389,6 +389,7 @@ void tenant_tick(struct cache_tenant *t)
 {
 	tenant_drain(t);
 	walk_floors(t);
+	index_sweep(t->index);
 	tenant_gauges(t);
 	evict_check(t->cache, t);
 }

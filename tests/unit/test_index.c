@@ -325,6 +325,52 @@ static void see(void *userdata, uint32_t slot, uint32_t gen, const struct kvg_sh
 	s->key_sum += e->key.b[16];
 }
 
+static uint64_t backed(const struct index *x)
+{
+	struct stat st;
+
+	assert_int_equal(fstat(index_fd(x), &st), 0);
+	return (uint64_t)st.st_blocks * 512;
+}
+
+/* A reader of entries that nobody wrote makes memory appear; it goes again, and what was written stays. */
+static void test_sweep(void **state)
+{
+	enum {
+		SLOTS = 1 << 18 /* 64 MiB of entries */
+	};
+	struct kvg_handle h[100];
+	struct index *x;
+	uint64_t bytes = 0;
+	const volatile uint8_t *map;
+
+	(void)state;
+	assert_int_equal(index_new(SLOTS, &x), 0);
+	for (uint64_t i = 0; i < 100; i++) {
+		const struct kvg_key key = key_of(i);
+		const struct index_block b = block_of_key(&key);
+
+		assert_int_equal(index_insert(x, &b, &h[i]), 0);
+	}
+	bytes = (uint64_t)lseek(index_fd(x), 0, SEEK_END);
+	map = mmap(NULL, bytes, PROT_READ, MAP_SHARED, index_fd(x), 0);
+	assert_true(map != MAP_FAILED);
+	for (uint64_t at = 0; at < bytes; at += 4096)
+		(void)map[at];
+	assert_true(backed(x) > 64 << 20);
+	for (int i = 0; i < 10; i++)
+		index_sweep(x);
+	assert_true(backed(x) < 16 << 20);
+	for (uint64_t i = 0; i < 100; i++) {
+		const struct kvg_key key = key_of(i);
+
+		assert_int_equal(index_find(x, 1, &key), h[i].slot);
+	}
+	assert_int_equal(index_check(x), 0);
+	munmap((void *)(uintptr_t)map, bytes);
+	index_free(x);
+}
+
 static void test_scan(void **state)
 {
 	enum {
@@ -391,6 +437,7 @@ int main(void)
 		cmocka_unit_test(test_planes),
 		cmocka_unit_test(test_protected),
 		cmocka_unit_test(test_largest),
+		cmocka_unit_test(test_sweep),
 		cmocka_unit_test(test_scan),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
