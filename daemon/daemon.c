@@ -29,6 +29,7 @@
 #include "daemon/base/counters.h"
 #include "daemon/base/log.h"
 #include "daemon/base/loop.h"
+#include "daemon/base/machine.h"
 #include "daemon/base/options.h"
 #include "daemon/cache/cache.h"
 #include "daemon/serve/server.h"
@@ -231,6 +232,11 @@ static int build_cache(struct daemon *d)
 		.arithmetic = o->gate_arithmetic ? GATE_FAST : GATE_EXACT,
 	};
 
+	if (o->numa_node >= 0 && !machine_has_node((int)o->numa_node)) {
+		log_error("numa_node has no memory here: see numactl --hardware, or use -1",
+			"numa_node=%lld", (long long)o->numa_node);
+		return -EINVAL;
+	}
 	return cache_new(&co, &d->cache);
 }
 

@@ -6,6 +6,7 @@
 #include "daemon/base/machine.h"
 
 #include <limits.h>
+#include <numa.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -54,4 +55,12 @@ uint64_t machine_memory(void)
 	uint64_t bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
 
 	return machine_memory_limit(bytes, "/proc/self/cgroup", "/sys/fs/cgroup");
+}
+
+bool machine_has_node(int node)
+{
+	if (numa_available() < 0)
+		return node == 0;
+	return node >= 0 && node <= numa_max_node() &&
+		numa_bitmask_isbitset(numa_all_nodes_ptr, (unsigned)node);
 }

@@ -107,6 +107,14 @@ struct cache *cache_free(struct cache *c)
 	return NULL;
 }
 
+void cache_set_watermarks(struct cache *c, float high, float low)
+{
+	loop_assert_owner(c->loop);
+	c->o.high_watermark = high;
+	c->o.low_watermark = low;
+	evict_ask_again(c); /* the next tick looks where everybody stands */
+}
+
 void cache_on_event(struct cache *c, cache_event_fn fn, void *userdata)
 {
 	loop_assert_owner(c->loop);

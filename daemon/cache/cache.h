@@ -39,6 +39,8 @@ struct cache_options {
 
 int cache_new(const struct cache_options *o, struct cache **ret);
 struct cache *cache_free(struct cache *c); /* every session is gone by then */
+/* Of host_bytes, all tenants together. */
+void cache_set_watermarks(struct cache *c, float high, float low);
 
 /* Gates by the name clients give at registration; the cache owns the gate from here on. -EEXIST. */
 int cache_add_gate(struct cache *c, const char *name, struct gate *g);

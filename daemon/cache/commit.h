@@ -35,6 +35,7 @@ struct commits {
 	uint64_t reserved; /* bytes, all tenants */
 	uint64_t served;   /* cache_tenant.served of the tenant whose turn came last */
 	uint64_t feeding;  /* a number for each commit_feed() */
+	uint64_t defects;  /* commits that failed by no fault of their client */
 	bool awake;        /* the timer is armed */
 	bool stopping;     /* nothing new is begun */
 };

@@ -3,6 +3,7 @@
  * The workers' part of a commit, and what is made of their results. A worker has the job to itself while it runs: it verifies
  * the key on the job's own copy of the token ids, which is the copy that is stored, and packs.
  */
+#include "daemon/base/log.h"
 #include "daemon/cache/evictor.h"
 #include "daemon/cache/job.h"
 
@@ -102,11 +103,24 @@ static void publish(struct cache_job *j)
 	evict_check(c, j->tenant);
 }
 
+/* Not the client's fault. It may come with every commit: said less and less often. */
+static void say_defect(const struct cache_job *j)
+{
+	uint64_t n = ++j->tenant->cache->commits.defects;
+
+	if ((n & (n - 1)) == 0)
+		log_error("commit failed", "tenant=%s model=%s why=\"%s\" so_far=%llu",
+			j->tenant->name, j->layout->identity.model, j->result.error,
+			(unsigned long long)n);
+}
+
 static void packed(struct work *work)
 {
 	struct cache_job *j = job_of(work);
 	bool ok = j->result.code == KVG_CODE_OK;
 
+	if (j->result.code == KVG_CODE_INTERNAL)
+		say_defect(j);
 	commit_unreserve(j, ok ? j->pack.used : 0);
 	if (ok && j->cancelled) { /* its staging memory may have served something else meanwhile */
 		discard(j);

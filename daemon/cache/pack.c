@@ -253,8 +253,12 @@ static int allocate(struct pack *k)
 			if (r == -ENOMEM)
 				return fail(j, KVG_CODE_NO_MEMORY,
 					"the machine has no memory for the block");
-			return fail(j, KVG_CODE_NO_SPACE, "no room for a plane of %llu bytes: %s",
-				(unsigned long long)k->geometry[p].bytes, strerror(-r));
+			if (r != -ENOSPC && r != -EFBIG)
+				return fail(j, KVG_CODE_INTERNAL,
+					"the kernel gave no memory for the block: %s",
+					strerror(-r));
+			return fail(j, KVG_CODE_NO_SPACE, "no room for a plane of %llu bytes",
+				(unsigned long long)k->geometry[p].bytes);
 		}
 		j->used += extent_bytes(e);
 	}

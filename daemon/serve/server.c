@@ -82,6 +82,7 @@ int server_listen(struct server *s, char *ret_why, size_t why_size)
 void server_reload(struct server *s, const struct options *o)
 {
 	tenants_reload(&s->tenants, s->parts.cache, o, s->parts.options);
+	cache_set_watermarks(s->parts.cache, (float)o->high_watermark, (float)o->low_watermark);
 	s->parts.options = o;
 }
 

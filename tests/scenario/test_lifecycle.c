@@ -42,6 +42,7 @@ static void test_bad_configurations(void **state)
 	must_refuse("[memory]\nhost_bytes = 64MiB\nsegment_bytes = 5000\n", "segment_bytes");
 	must_refuse("[memory]\nhost_bytes = 64MiB\nindex_slots = 0\n", "index_slots");
 	must_refuse("[memory]\nhost_bytes = 64MiB\nfloor = 1.5\n", "floor");
+	must_refuse("[memory]\nhost_bytes = 64MiB\nnuma_node = 1000\n", "numa_node");
 	must_refuse("[nonsense]\na = 1\n", "nonsense");
 	must_refuse(
 		"[memory]\nhost_bytes = 64MiB\n[gate g]\nfile = /nonexistent/gate.pt\n", "gate.pt");

@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <fcntl.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -174,12 +175,85 @@ static void test_admin_only(void **state)
 	daemon_cleanup(&d);
 }
 
+/* 128 KiB of KV a block. */
+static const struct test_model wide = {"wide", 8, 4, 16, 16, KVG_DTYPE_BF16, 64, 1};
+
+static int fill(void *arg)
+{
+	const struct daemon_process *d = arg;
+	struct kvg_client *c = client_open(d);
+	struct kvg_layout *l = model_register(c, &wide);
+	struct kvg_key key;
+
+	for (uint64_t i = 0; i < 48; i++)
+		if (chain_put(c, l, &wide, 1000 * i, 1, &key) != KVG_CODE_OK)
+			return 1;
+	return 0;
+}
+
+static void add_bytes(void *userdata, const char *name, const char *tenant, const char *model,
+	const char *tier, int plane, double value)
+{
+	(void)tenant, (void)model, (void)tier, (void)plane;
+	if (!strcmp(name, "kvgate_bytes"))
+		*(double *)userdata += value;
+}
+
+static double bytes_of_all(struct kvg_client *c)
+{
+	double bytes = 0;
+
+	assert_int_equal(kvg_stat(c, 1, add_bytes, &bytes), 0);
+	return bytes;
+}
+
+/*
+ * host_bytes is all tenants' together, and so are its watermarks: they follow the file, though neither tenant comes near
+ * its own.
+ */
+static void test_watermarks_of_all(void **state)
+{
+	static const char config[] =
+		"[memory]\nhost_bytes = 16MiB\nsegment_bytes = 4MiB\n"
+		"index_slots = 4096\nhigh_watermark = %s\nlow_watermark = %s\n";
+	struct daemon_process d;
+	struct kvg_client *c;
+	char text[256];
+	double bytes = 0;
+	FILE *f;
+
+	(void)state;
+	if (!can_change_user())
+		skip();
+	snprintf(text, sizeof(text), config, "1", "1");
+	daemon_start(&d, text);
+	c = client_open(&d);
+	assert_int_equal(child_run(UID_A, fill, &d), 0);
+	assert_int_equal(child_run(UID_B, fill, &d), 0);
+	assert_true(bytes_of_all(c) > 12 << 20);
+	f = fopen(d.config, "w");
+	fprintf(f, config, "0.6", "0.5"); /* a tenant has 6.5 MiB of its 16 */
+	fclose(f);
+	kill(d.pid, SIGHUP);
+	for (int i = 0; i < 400; i++) {
+		bytes = bytes_of_all(c);
+		if (bytes <= 8 << 20)
+			break;
+		usleep(5000);
+	}
+	assert_true(bytes > 4 << 20 && bytes <= 8 << 20);
+	kvg_close(c);
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_users_are_apart),
 		cmocka_unit_test(test_config_joins_users),
 		cmocka_unit_test(test_admin_only),
+		cmocka_unit_test(test_watermarks_of_all),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
