@@ -11,6 +11,8 @@
 
 #include "proto/kvgate.pb-c.h"
 #include "proto/kvgate-types.h"
+#include "proto/shm.h"
+#include "proto/wire.h"
 #include "tests/unit/test_proto_golden.h"
 
 /* ---- every message that can be reached from Request and Reply ---- */
@@ -344,6 +346,40 @@ static void expect_given(const char *owner, unsigned number, const char *name, c
 	fail_msg("%s %u %s %s: new; add the line to golden_fields.txt", owner, number, name, type);
 }
 
+/* Numbers that travel outside of messages' own fields, and those that lie in shared memory. */
+static void expect_constants(void)
+{
+	static const struct {
+		const char *owner, *name;
+		unsigned number;
+	} constants[] = {
+		{"tier", "NONE", KVG_TIER_NONE},
+		{"tier", "HOST", KVG_TIER_HOST},
+		{"tier", "GPU", KVG_TIER_GPU},
+		{"tier", "DISK", KVG_TIER_DISK},
+		{"input", "NONE", STAGE_INPUT_NONE},
+		{"input", "SCORES", STAGE_INPUT_SCORES},
+		{"input", "HIDDEN", STAGE_INPUT_HIDDEN},
+		{"plane_flag", "OPAQUE", KVG_PLANE_OPAQUE},
+		{"entry_flag", "LIVE", (unsigned)KVG_ENTRY_LIVE},
+		{"score", "PROTECTED", KVG_SCORE_PROTECTED},
+		{"version", "shm", KVG_SHM_VERSION},
+		{"version", "protocol", KVG_PROTOCOL_VERSION},
+	};
+	static const struct {
+		const char *name, *bytes;
+	} magics[] = {
+		{"index", KVG_INDEX_MAGIC}, {"pins", KVG_PIN_MAGIC}, {"plane", KVG_PLANE_MAGIC}};
+
+	for (unsigned i = 0; i < sizeof(constants) / sizeof(constants[0]); i++)
+		expect_given(constants[i].owner, constants[i].number, constants[i].name, "number");
+	for (unsigned i = 0; i < sizeof(magics) / sizeof(magics[0]); i++)
+		expect_given("magic", i, magics[i].name, magics[i].bytes);
+	for (unsigned i = 0; i < 256; i++)
+		if (dtype_name(i))
+			expect_given("dtype", i, dtype_name(i), "number");
+}
+
 static void test_numbers_are_never_reused(void **state)
 {
 	static const struct {
@@ -373,6 +409,7 @@ static void test_numbers_are_never_reused(void **state)
 				enums[i]->values[j].name, "value");
 	for (unsigned i = 0; i < sizeof(codes) / sizeof(codes[0]); i++)
 		expect_given("error", codes[i].number, codes[i].name, "code");
+	expect_constants();
 	for (unsigned i = 0; i < n_given; i++)
 		if (given[i].owner[0] && strcmp(given[i].type, "reserved"))
 			fail_msg("%s %u %s is gone; mark its line reserved", given[i].owner,
