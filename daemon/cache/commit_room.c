@@ -131,5 +131,6 @@ void commit_feed(struct cache *c)
 {
 	for (struct cache_tenant *t = c->tenants; t; t = t->next)
 		feed_tenant(t);
+	verifications_feed(c);
 	feed_workers(c);
 }
