@@ -37,12 +37,13 @@ uint8_t block_best(const struct block *b, uint32_t n)
 
 float block_retention(const struct block *b)
 {
+	const uint8_t shown = block_shown(b);
 	uint64_t there = 0;
 
-	if (b->held == b->planes)
+	if (shown == b->planes)
 		return 1.0f;
 	for (uint32_t p = 0; p < b->n_planes; p++)
-		there += b->held >> p & 1 ? b->plane[p].pairs : 0;
+		there += shown >> p & 1 ? b->plane[p].pairs : 0;
 	return b->pairs ? (float)((double)there / (double)b->pairs) : 0.0f;
 }
 
@@ -116,7 +117,7 @@ static void unlink_from(struct block *b)
 		b->next->link = b->link;
 }
 
-struct block *block_deepest(struct block *b)
+static struct block *deepest(struct block *b)
 {
 	while (b && b->children.first)
 		b = b->children.first;
@@ -125,12 +126,12 @@ struct block *block_deepest(struct block *b)
 
 struct block *block_first(struct block_list *roots)
 {
-	return block_deepest(roots->first);
+	return deepest(roots->first);
 }
 
 struct block *block_next(const struct block *b)
 {
-	return b->next ? block_deepest(b->next) : b->parent;
+	return b->next ? deepest(b->next) : b->parent;
 }
 
 struct block *block_find(struct cache_tenant *t, uint32_t layout, const struct kvg_key *key)
@@ -256,6 +257,7 @@ int block_publish(struct cache_tenant *t, struct cache_layout *l, const struct p
 	t->by_slot[b->handle.slot] = b;
 	link_in(parent ? &parent->children : &t->roots, b);
 	t->n_blocks++;
+	b->published = ++t->publications;
 	count(b, b->held, 1);
 	counter_add(l->counters, COUNTER_BLOCKS, 0, 1);
 	*ret = b;
@@ -278,6 +280,12 @@ void block_drop_planes(struct block *b, uint8_t planes)
 	release_planes(b, planes);
 }
 
+void block_hide(struct block *b, uint8_t planes)
+{
+	b->hidden |= planes;
+	index_set_planes(b->tenant->index, b->handle.slot, block_shown(b), block_shown(b));
+}
+
 void block_free(struct block *b)
 {
 	struct cache_tenant *t = b->tenant;
@@ -286,6 +294,7 @@ void block_free(struct block *b)
 	release_planes(b, b->held);
 	index_remove(t->index, b->handle.slot);
 	t->by_slot[b->handle.slot] = NULL;
+	purges_step_over(b);
 	unlink_from(b);
 	t->n_blocks--;
 	counter_add(b->layout->counters, COUNTER_BLOCKS, 0, -1);

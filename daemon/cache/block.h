@@ -38,13 +38,15 @@ struct block {
 	struct block *next, **link; /* in the parent's children, or the tenant's roots */
 	uint32_t tokens, depth;
 	uint32_t pins;      /* through the socket */
-	uint32_t uses;      /* commits in flight that need this block as parent */
+	uint32_t uses;      /* commits in flight that need this block as parent, verifications */
 	uint32_t seen_pins; /* by the last survey, see tenant_survey() */
 	uint64_t seen_stamp;
-	uint32_t batch;    /* 1 + place among the victims of a running batch */
-	uint32_t n_planes; /* as committed */
-	uint8_t planes;    /* bits: those that held pairs when committed */
-	uint8_t held;      /* bits: still there */
+	uint32_t batch;     /* 1 + place among the victims of a running batch */
+	uint32_t n_planes;  /* as committed */
+	uint8_t planes;     /* bits: those that held pairs when committed */
+	uint8_t held;       /* bits: still there */
+	uint8_t hidden;     /* bits: damaged, or behind what is; readers do not see them */
+	uint64_t published; /* the how-manieth of its tenant */
 	uint64_t pairs;
 	struct block_plane plane[]; /* [n_planes] */
 };
@@ -64,7 +66,14 @@ int block_publish(struct cache_tenant *t, struct cache_layout *l, const struct p
 void block_free(struct block *b);
 /* The same for planes that readers do not see any more. */
 void block_drop_planes(struct block *b, uint8_t planes);
+/* For good: nobody who has not pinned them gets to see these planes. */
+void block_hide(struct block *b, uint8_t planes);
+static inline uint8_t block_shown(const struct block *b)
+{
+	return b->held & (uint8_t)~b->hidden;
+}
 
+/* NULL: not there, or hidden. */
 struct block *block_find(struct cache_tenant *t, uint32_t layout, const struct kvg_key *key);
 struct block *block_get(struct cache_tenant *t, struct kvg_handle h); /* NULL when it is gone */
 
@@ -83,8 +92,6 @@ uint32_t block_droppable_from(const struct block *b, float floor);
 
 /* All blocks, children before their parents: start with block_first(), NULL at the end. */
 struct block *block_first(struct block_list *roots);
-struct block *block_deepest(
-	struct block *b); /* the first of the subtree below b; b itself comes last */
 struct block *block_next(const struct block *b);
 
 /* The stored token ids against these. ids NULL, or none stored: nothing is known, so nothing differs. */

@@ -5,9 +5,10 @@
  *
  *	commit.c	staged block -> workers -> block.c		tenant.c	limits, touches, ticks
  *	block.c		index + pool + policy + tree			layout.c	layouts, gates
- *	evictor.c	policy -> pins.c -> block.c			show.c		list, inspect, purge
+ *	evictor.c	policy -> pins.c -> block.c			show.c		list, inspect
+ *	purge.c		tree -> evictor.c				verify.c	workers -> purge.c
  *
- * Everything runs on the loop's thread but pack_run() and the pool's prefaulting.
+ * Everything runs on the loop's thread but pack_run(), plane_verify() and the pool's prefaulting.
  */
 #include "daemon/cache/cache.h"
 
@@ -62,6 +63,8 @@ static int start(struct cache *c)
 	if (r == 0)
 		r = loop_add_timer(c->loop, on_tick, c, &c->tick_timer);
 	if (r == 0)
+		r = purges_init(c);
+	if (r == 0)
 		r = commits_init(c);
 	if (r == 0)
 		r = loop_arm(c->tick_timer, TICK_NS, TICK_NS);
@@ -82,6 +85,7 @@ int cache_new(const struct cache_options *o, struct cache **ret)
 	c->o = *o;
 	c->loop = o->loop;
 	c->counters = o->counters;
+	verifications_init(c);
 	r = start(c);
 	if (r < 0) {
 		cache_free(c);
@@ -97,6 +101,7 @@ struct cache *cache_free(struct cache *c)
 		return NULL;
 	loop_assert_owner(c->loop);
 	commits_fini(c);
+	purges_fini(c);
 	c->tick_timer = loop_del_timer(c->tick_timer);
 	c->evict_timer = loop_del_timer(c->evict_timer);
 	tenants_free(c);
@@ -113,6 +118,13 @@ void cache_set_watermarks(struct cache *c, float high, float low)
 	c->o.high_watermark = high;
 	c->o.low_watermark = low;
 	evict_ask_again(c); /* the next tick looks where everybody stands */
+}
+
+void cache_silence(struct cache *c)
+{
+	loop_assert_owner(c->loop);
+	purges_silence(c);
+	verifications_silence(c);
 }
 
 void cache_on_event(struct cache *c, cache_event_fn fn, void *userdata)
@@ -139,8 +151,8 @@ int cache_acquire(struct cache_tenant *t, const struct cache_layout *l, const st
 	*ret = (struct cache_block_result){
 		.handle = b->handle,
 		.retention = block_retention(b),
-		.held = b->held,
-		.mapped = b->held,
+		.held = block_shown(b),
+		.mapped = block_shown(b),
 	};
 	if (ret->retention < min_retention)
 		return KVG_CODE_BELOW_RETENTION;

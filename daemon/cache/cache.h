@@ -203,18 +203,40 @@ struct cache_block_info {
 /* Walks blocks: *cursor 0 starts, 0 again at the end. layout 0 = all. False when there is no further one. */
 bool cache_list_next(
 	struct cache_tenant *t, uint32_t layout, uint64_t *cursor, struct cache_block_info *ret);
-/* layout 0: of any. Verifying reads all bytes; what is damaged goes. KVG_CODE_OK, NOT_FOUND. */
-int cache_inspect_in(struct cache_tenant *t, uint32_t layout, const struct kvg_key *key,
-	bool verify, struct cache_block_info *ret);
-int cache_inspect(struct cache_tenant *t, const struct kvg_key *key, bool verify,
+/* layout 0: of any. Nothing is said to be verified. KVG_CODE_OK, NOT_FOUND. */
+int cache_inspect(struct cache_tenant *t, uint32_t layout, const struct kvg_key *key,
 	struct cache_block_info *ret);
+/*
+ * The same, after a worker has read all bytes of it: planes that are whole are `verified`. What is damaged is hidden from
+ * readers before done is told, and goes. done runs later on the control thread, exactly once, unless cache_silence().
+ * KVG_CODE_OK, NOT_FOUND; -ENOMEM.
+ */
+typedef void (*cache_verify_fn)(void *userdata, const struct cache_block_info *info);
+int cache_verify(struct cache_tenant *t, uint32_t layout, const struct kvg_key *key,
+	cache_verify_fn done, void *userdata);
 
 struct cache_purge_result {
 	uint64_t blocks, planes, bytes, pinned;
 };
-/* keep_planes 0: whole blocks with everything below them. key NULL: all of the layout (0 = all layouts). */
+struct cache_purge_request {
+	uint32_t layout;            /* 0: all layouts */
+	uint32_t keep_planes;       /* 0: whole blocks with everything below them */
+	const struct kvg_key *keys; /* copied */
+	size_t n;                   /* 0: everything of the layout */
+};
+/*
+ * A slice with every turn of the loop; purges of one tenant one after the other. Blocks that are published after this call
+ * stay, and so do the ancestors of such a block: they count as pinned. done runs later on the control thread, exactly
+ * once, unless cache_silence(). -ENOMEM.
+ */
+typedef void (*cache_purge_fn)(void *userdata, const struct cache_purge_result *r);
+int cache_purge_start(struct cache_tenant *t, const struct cache_purge_request *q,
+	cache_purge_fn done, void *userdata);
+/* All of it in one call: for programs that serve nobody meanwhile. key NULL: everything of the layout. */
 void cache_purge(struct cache_tenant *t, uint32_t layout, const struct kvg_key *key,
 	uint32_t keep_planes, struct cache_purge_result *ret);
+/* Nobody waits any more for any verification or purge; those under way go on. */
+void cache_silence(struct cache *c);
 
 struct cache_policy {
 	float floor;

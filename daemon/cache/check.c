@@ -25,12 +25,13 @@ static void check_block(struct sums *s, const struct block *b)
 	const struct cache_tenant *t = b->tenant;
 	const struct kvg_shm_entry *e = index_entry(t->index, b->handle.slot);
 	const uint64_t word = atomic_load(&e->word);
+	const uint8_t shown = block_shown(b);
 	uint32_t children = 0;
 
 	HOLDS(s, t->by_slot[b->handle.slot] == b);
-	HOLDS(s, word == kvg_word(b->handle.gen, 1, b->held, b->held));
+	HOLDS(s, word == kvg_word(b->handle.gen, shown != 0, shown, shown));
 	HOLDS(s, !memcmp(&e->key, &b->key, sizeof(b->key)) && e->layout == b->layout->id);
-	HOLDS(s, index_find(t->index, b->layout->id, &b->key) == b->handle.slot);
+	HOLDS(s, !shown || index_find(t->index, b->layout->id, &b->key) == b->handle.slot);
 	HOLDS(s, e->parent == (b->parent ? b->parent->handle.slot : KVG_SLOT_NONE));
 	HOLDS(s,
 		!b->parent || (b->parent->layout == b->layout && b->depth == b->parent->depth + 1));

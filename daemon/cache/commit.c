@@ -223,6 +223,7 @@ int cache_commit(struct cache_tenant *t, const struct cache_commit *q, cache_com
 		return -ENOMEM;
 	j->tenant = t;
 	j->layout = q->layout;
+	commit_prepare(j);
 	j->seq = c->commits.next_seq++;
 	j->key = q->key;
 	j->parent_key = q->parent;
@@ -276,8 +277,10 @@ void commits_fini(struct cache *c)
 	for (struct cache_tenant *t = c->tenants; t; t = t->next)
 		while ((j = job_pop(&t->starved)))
 			job_give_up(j);
+	verifications_stop(c);
 	if (c->commits.workers)
 		c->commits.workers = workers_free(c->commits.workers);
+	verifications_stop(c); /* those behind the one that a worker had */
 	if (c->commits.timer) {
 		proceed(c);
 		jobs_deliver(c);

@@ -132,13 +132,17 @@ static void packed(struct work *work)
 	job_finish(j);
 }
 
+void commit_prepare(struct cache_job *j)
+{
+	j->work.run = run;
+	j->work.done = packed;
+}
+
 int commit_workers_new(struct cache *c, void (*idle)(void *cache))
 {
 	const struct workers_ops ops = {
 		.context_new = context_new,
 		.context_free = context_free,
-		.run = run,
-		.done = packed,
 		.idle = idle,
 		.userdata = c,
 	};

@@ -148,6 +148,7 @@ void commit_feed(struct cache *c)
 	struct cache_tenant *t;
 
 	c->commits.feeding++;
+	verifications_feed(c);
 	while (!c->commits.stopping && !workers_busy(c) && (t = next_tenant(c)))
 		if (!feed(t))
 			t->not_fed = c->commits.feeding;

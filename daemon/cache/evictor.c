@@ -47,6 +47,7 @@ void evict_batch_init(struct evict_batch *e, struct cache_tenant *t, enum evict_
 
 static void show(struct block *b, uint8_t planes)
 {
+	planes &= (uint8_t)~b->hidden;
 	index_set_planes(b->tenant->index, b->handle.slot, planes, planes);
 }
 

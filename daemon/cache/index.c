@@ -385,12 +385,15 @@ int index_check(const struct index *x)
 		const struct kvg_shm_entry *e = &x->entries[slot];
 		uint64_t passed;
 
-		if (!(word_of(e) & KVG_ENTRY_LIVE)) {
+		const bool shown = word_of(e) & KVG_ENTRY_LIVE;
+
+		if (!find_way(x, &e->key, way_make(&e->key, slot), &passed)) {
+			if (shown)
+				return -EBADMSG;
 			dead++;
 			continue;
 		}
-		if (!find_way(x, &e->key, way_make(&e->key, slot), &passed) ||
-			e->crc != entry_crc(e, kvg_word_gen(word_of(e))))
+		if (e->crc != entry_crc(e, kvg_word_gen(word_of(e))))
 			return -EBADMSG;
 		live++;
 		passed_all += passed;

@@ -58,7 +58,8 @@ void commit_feed(struct cache *c);
 void commit_hungry(struct cache_tenant *t); /* a job of this tenant is about to wait */
 void commit_unreserve(struct cache_job *j, uint64_t used); /* `used` of it is a block's now */
 
-/* commit_pack.c: what the workers do. idle runs after every batch of results. */
+/* commit_pack.c: what the workers do with a job, and the workers. idle runs after every batch of results. */
+void commit_prepare(struct cache_job *j);
 int commit_workers_new(struct cache *c, void (*idle)(void *cache));
 
 #endif

@@ -75,6 +75,7 @@ static int tenant_new(struct cache *c, const char *name, struct cache_tenant **r
 		return -ENOMEM;
 	t->cache = c;
 	job_list_init(&t->starved);
+	t->purges.end = &t->purges.first;
 	t->high = c->o.high_watermark;
 	t->low = c->o.low_watermark;
 	t->name = strdup(name);

@@ -15,6 +15,8 @@
 #include "daemon/cache/layout.h"
 #include "daemon/cache/pins.h"
 #include "daemon/cache/policy.h"
+#include "daemon/cache/purge.h"
+#include "daemon/cache/verify.h"
 #include "daemon/mem/pool.h"
 
 #define TENANT_MODELS_MAX 256 /* floors of their own; an administrator's, so few */
@@ -39,6 +41,7 @@ struct cache_tenant {
 	struct block **by_slot;  /* [slots], sparse */
 	struct block_list roots; /* blocks without parent */
 	uint64_t n_blocks;
+	uint64_t publications; /* ever */
 
 	struct cache_layout **layouts; /* id - 1 */
 	uint32_t n_layouts;
@@ -56,6 +59,7 @@ struct cache_tenant {
 		starved;  /* commits that wait for room and for the workers, in their order */
 	uint64_t served;  /* bytes that were packed, or a later start: who has least is next */
 	uint64_t not_fed; /* the last commits.feeding that found no room */
+	struct purges purges;
 
 	bool gauges_stale;
 	bool evicting;        /* above the high watermark, on the way to the low one */
@@ -75,6 +79,9 @@ struct cache {
 	struct cache_tenant *tenants;
 	struct key_hasher *hasher;
 	struct commits commits;
+	struct verifications verify;
+	struct cache_tenant *purging, **purging_end; /* tenants with purges, by turns */
+	struct loop_timer *purge_timer;              /* armed while there are any */
 
 	struct loop_timer *tick_timer;  /* touches, floors that changed, gauges */
 	struct loop_timer *evict_timer; /* armed while somebody is above a watermark */

@@ -87,7 +87,7 @@ static void *worker_main(void *arg)
 		}
 		w->queued--;
 		pthread_mutex_unlock(&w->lock);
-		w->ops.run(item, me->context);
+		item->run(item, me->context);
 		pthread_mutex_lock(&w->lock);
 		first = !w->finished.first;
 		list_push(&w->finished, item);
@@ -108,7 +108,7 @@ static void report(struct workers *w)
 	pthread_mutex_unlock(&w->lock);
 	for (; item; item = next) {
 		next = item->next;
-		w->ops.done(item);
+		item->done(item);
 	}
 }
 

@@ -15,13 +15,13 @@ struct workers;
 /* Embedded in what is to be done. */
 struct work {
 	struct work *next;
+	void (*run)(struct work *w, void *context); /* on a worker, with that thread's context */
+	void (*done)(struct work *w); /* on the loop's thread, in the order of finishing */
 };
 
 struct workers_ops {
 	int (*context_new)(void **ret); /* one per thread */
 	void (*context_free)(void *context);
-	void (*run)(struct work *w, void *context); /* on a worker */
-	void (*done)(struct work *w); /* on the loop's thread, in the order of finishing */
 	void (*idle)(void *userdata); /* on the loop's thread, after every batch of done() */
 	void *userdata;
 };

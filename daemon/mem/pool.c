@@ -14,7 +14,7 @@
  * asked for. A segment with nothing in it and nothing behind it is given back.
  *
  * Segments are searched oldest first, so that young ones run empty. Pages are backed after the lock is let go; nobody
- * punches them, for they are used by then.
+ * punches them, for they are used by then. How they are punched: pool_room.c.
  *
  * A worker's allocation may give back a segment whose fd the control thread has just borrowed; such segments give
  * up their memory at once and their fds at the control thread's next reservation.
@@ -30,34 +30,6 @@
 #include <string.h>
 
 #include "daemon/mem/pool_private.h"
-
-static void charge(struct pool *p, const struct segment *s, uint32_t pages)
-{
-	if (!s->memory.set_aside)
-		p->resident += (uint64_t)pages << s->page_shift;
-}
-
-static void uncharge(struct pool *p, const struct segment *s, uint32_t pages)
-{
-	if (!s->memory.set_aside)
-		p->resident -= (uint64_t)pages << s->page_shift;
-}
-
-void pool_mark_backed(struct pool *p, struct segment *s, const struct segment_part *part)
-{
-	uint32_t before = s->n_backed;
-
-	segment_mark_backed(s, part);
-	charge(p, s, s->n_backed - before);
-}
-
-void pool_unmark_idle(struct pool *p, struct segment *s, const struct segment_part *part)
-{
-	uint32_t before = s->n_backed;
-
-	segment_punch_idle(s, part, part->pages);
-	uncharge(p, s, before - s->n_backed);
-}
 
 /* ---- segments ------------------------------------------------------------------------------ */
 
@@ -88,6 +60,7 @@ int pool_add_segment(struct pool_tenant *t, unsigned page_shift, struct pool_slo
 		return r;
 	p->last_id++;
 	p->n_segments++;
+	s->owner = t;
 	t->slot[t->n_slots] = (struct pool_slot){s, s->arena.pages, page_shift};
 	*ret = &t->slot[t->n_slots++];
 	return 0;
@@ -99,22 +72,26 @@ static struct segment *take_segment(struct pool_tenant *t, uint32_t i)
 	struct pool *p = t->pool;
 	struct segment *s = t->slot[i].segment;
 
-	assert(p->stepping != s);
-	uncharge(p, s, s->n_backed);
+	assert(p->stepping != s && !s->punching);
+	pool_unrank(p, s);
+	pool_uncharge_pages(p, s, s->n_backed);
 	t->n_slots--;
 	memmove(&t->slot[i], &t->slot[i + 1], (t->n_slots - i) * sizeof(*t->slot));
 	p->n_segments--;
 	return s;
 }
 
-/* Its memory goes now, its fds later. */
-static void retire_segment(struct pool_tenant *t, uint32_t i)
+/* Without the lock, for clients may have made the kernel give it memory. */
+void pool_retire_segment(struct pool_tenant *t, uint32_t i)
 {
+	struct pool *p = t->pool;
 	struct segment *s = take_segment(t, i);
 
+	pthread_mutex_unlock(&p->lock);
 	segment_retire(s);
-	s->next = t->pool->retired;
-	t->pool->retired = s;
+	pthread_mutex_lock(&p->lock);
+	s->next = p->retired;
+	p->retired = s;
 }
 
 static void close_retired(struct pool *p)
@@ -127,7 +104,7 @@ static void close_retired(struct pool *p)
 	}
 }
 
-static struct pool_slot *find_slot(struct pool_tenant *t, uint32_t id)
+uint32_t pool_slot_from(const struct pool_tenant *t, uint32_t id)
 {
 	uint32_t from = 0, to = t->n_slots;
 
@@ -139,68 +116,17 @@ static struct pool_slot *find_slot(struct pool_tenant *t, uint32_t id)
 		else
 			to = mid;
 	}
-	return from < t->n_slots && t->slot[from].segment->id == id ? &t->slot[from] : NULL;
+	return from;
+}
+
+static struct pool_slot *find_slot(struct pool_tenant *t, uint32_t id)
+{
+	const uint32_t i = pool_slot_from(t, id);
+
+	return i < t->n_slots && t->slot[i].segment->id == id ? &t->slot[i] : NULL;
 }
 
 /* ---- making room --------------------------------------------------------------------------- */
-
-/* Whose idle pages are missed least. */
-static bool worse(const struct pool_slot *a, const struct pool_slot *b)
-{
-	bool a_empty = segment_used(a->segment) == 0, b_empty = segment_used(b->segment) == 0;
-
-	if (a_empty != b_empty)
-		return a_empty;
-	return (uint64_t)a->room << a->page_shift < (uint64_t)b->room << b->page_shift;
-}
-
-static bool find_idle(struct pool *p, struct pool_tenant **ret_tenant, uint32_t *ret_slot)
-{
-	const struct pool_slot *best = NULL;
-
-	for (struct pool_tenant *t = p->tenants; t; t = t->next)
-		for (uint32_t i = 0; i < t->n_slots; i++) {
-			const struct pool_slot *slot = &t->slot[i];
-
-			if (slot->segment->memory.set_aside || segment_idle(slot->segment) == 0 ||
-				(best && !worse(slot, best)))
-				continue;
-			best = slot;
-			*ret_tenant = t;
-			*ret_slot = i;
-		}
-	return best;
-}
-
-/* Punches idle pages until the budget holds, or there are none left. May let go of the lock for a while. */
-static int make_room(struct pool *p)
-{
-	while (p->resident > p->budget) {
-		uint64_t over = p->resident - p->budget;
-		struct pool_tenant *t;
-		struct segment *s;
-		struct segment_part all;
-		uint32_t i, before;
-		int r;
-
-		if (!find_idle(p, &t, &i))
-			return 0;
-		s = t->slot[i].segment;
-		if (s == p->stepping) {
-			pthread_cond_wait(&p->step_done, &p->lock);
-			continue;
-		}
-		all = segment_all(s);
-		before = s->n_backed;
-		r = segment_punch_idle(s, &all, (uint32_t)((over - 1) >> s->page_shift) + 1);
-		uncharge(p, s, before - s->n_backed);
-		if (r < 0)
-			return r;
-		if (s->n_backed == 0)
-			retire_segment(t, i);
-	}
-	return 0;
-}
 
 /* Segments of memory set aside at boot are few: what other tenants leave empty is given back before one more is made. */
 static void release_set_aside(struct pool *p, const struct pool_tenant *but)
@@ -209,8 +135,10 @@ static void release_set_aside(struct pool *p, const struct pool_tenant *but)
 		for (uint32_t i = t->n_slots; t != but && i-- > 0;)
 			if (t->slot[i].segment->memory.set_aside &&
 				segment_used(t->slot[i].segment) == 0 &&
-				t->slot[i].segment != p->stepping)
-				retire_segment(t, i);
+				t->slot[i].segment != p->stepping) {
+				pool_retire_segment(t, i);
+				i = t->n_slots; /* the lock was let go */
+			}
 }
 
 /* ---- allocation ---------------------------------------------------------------------------- */
@@ -218,11 +146,24 @@ static void release_set_aside(struct pool *p, const struct pool_tenant *but)
 static int find_room(
 	struct pool_tenant *t, uint32_t pages, unsigned page_shift, struct pool_slot **ret)
 {
-	for (uint32_t i = 0; i < t->n_slots; i++)
-		if (t->slot[i].page_shift == page_shift && t->slot[i].room >= pages) {
-			*ret = &t->slot[i];
-			return 0;
+	bool wait;
+
+	do {
+		wait = false;
+		for (uint32_t i = 0; i < t->n_slots; i++) {
+			struct pool_slot *slot = &t->slot[i];
+
+			if (slot->page_shift != page_shift || slot->room < pages)
+				continue;
+			if (!slot->segment->punching) {
+				*ret = slot;
+				return 0;
+			}
+			wait = true;
 		}
+		if (wait) /* no longer than for PUNCH_BYTES, and a new segment would take longer */
+			pthread_cond_wait(&t->pool->step_done, &t->pool->lock);
+	} while (wait);
 	if (t->pool->options.huge_pages)
 		release_set_aside(t->pool, t);
 	return pool_add_segment(t, page_shift, ret);
@@ -238,9 +179,10 @@ static void give_pages(struct pool_tenant *t, const struct extent *e)
 	arena_free(&s->arena, e->page, e->pages);
 	slot->room = arena_largest(&s->arena);
 	if (s->memory.set_aside)
-		t->pool->resident -= extent_bytes(e);
+		pool_uncharge(t->pool, s, extent_bytes(e));
 	t->used -= extent_bytes(e);
 	t->pool->used -= extent_bytes(e);
+	pool_rank(t->pool, s);
 }
 
 /* As give_pages, when `cold` of them did not come to be backed. */
@@ -251,7 +193,7 @@ static void give_cold_pages(struct pool_tenant *t, const struct extent *e, struc
 
 	if (cold->pages)
 		segment_unback(s, cold);
-	uncharge(t->pool, s, before - s->n_backed);
+	pool_uncharge_pages(t->pool, s, before - s->n_backed);
 	give_pages(t, e);
 }
 
@@ -259,6 +201,7 @@ static void give_cold_pages(struct pool_tenant *t, const struct extent *e, struc
 static int take_pages(struct pool_tenant *t, uint32_t pages, unsigned page_shift,
 	struct extent *ret, struct segment **ret_segment, struct segment_part *ret_cold)
 {
+	const uint64_t bytes = (uint64_t)pages << page_shift;
 	struct pool *p = t->pool;
 	struct pool_slot *slot;
 	struct segment_part cold;
@@ -266,9 +209,14 @@ static int take_pages(struct pool_tenant *t, uint32_t pages, unsigned page_shift
 	struct extent e;
 	int r;
 
+	t->used += bytes; /* before the lock is let go for the first time */
+	p->used += bytes;
 	r = find_room(t, pages, page_shift, &slot);
-	if (r < 0)
+	if (r < 0) {
+		t->used -= bytes;
+		p->used -= bytes;
 		return r;
+	}
 	s = slot->segment;
 	e = (struct extent){
 		.segment = s->id,
@@ -281,14 +229,13 @@ static int take_pages(struct pool_tenant *t, uint32_t pages, unsigned page_shift
 	if (s->memory.addr)
 		e.addr = (uint8_t *)s->memory.addr + ((uint64_t)e.page << page_shift);
 	slot->room = arena_largest(&s->arena);
-	t->used += extent_bytes(&e);
-	p->used += extent_bytes(&e);
 	if (s->memory.set_aside)
-		p->resident += extent_bytes(&e);
+		pool_charge(p, s, extent_bytes(&e));
 	segment_cold(s, e.page, pages, &cold);
 	if (cold.pages)
 		pool_mark_backed(p, s, &cold);
-	r = make_room(p);
+	pool_rank(p, s);
+	r = pool_make_room(p);
 	if (r < 0) {
 		give_cold_pages(t, &e, s, &cold);
 		return r;
@@ -314,12 +261,14 @@ static int alloc(struct pool_tenant *t, uint64_t bytes, unsigned page_shift, boo
 		return -EFBIG;
 	pthread_mutex_lock(&p->lock);
 	assert(!reserved || size <= p->reserved);
-	if (!reserved && (size > p->budget || p->used + p->reserved > p->budget - size))
+	if (!reserved && (size > p->budget || p->used + p->reserved > p->budget - size)) {
 		r = -ENOSPC;
-	else
+	} else {
+		p->reserved -= reserved ? size : 0;
 		r = take_pages(t, (uint32_t)(size >> page_shift), page_shift, &e, &s, &cold);
-	if (r == 0 && reserved)
-		p->reserved -= size;
+		if (r < 0 && reserved)
+			p->reserved += size;
+	}
 	pthread_mutex_unlock(&p->lock);
 	if (r < 0)
 		return r;
@@ -429,7 +378,7 @@ void pool_set_budget(struct pool *p, uint64_t bytes)
 {
 	pthread_mutex_lock(&p->lock);
 	p->budget = bytes;
-	make_room(p); /* a failed punch is made good by the next allocation */
+	pool_make_room(p); /* a failed punch is made good by the next allocation */
 	pthread_cond_signal(&p->wake);
 	pthread_mutex_unlock(&p->lock);
 }
@@ -459,13 +408,15 @@ struct pool_tenant *pool_tenant_free(struct pool_tenant *t)
 		return NULL;
 	p = t->pool;
 	pthread_mutex_lock(&p->lock);
-	while (p->stepping)
+	while (p->stepping || p->n_punching)
 		pthread_cond_wait(&p->step_done, &p->lock);
+	if (p->sweep_tenant == t)
+		p->sweep_tenant = NULL;
 	while (t->n_slots) {
 		struct segment *s = t->slot[t->n_slots - 1].segment;
 
 		if (s->memory.set_aside)
-			p->resident -= (uint64_t)segment_used(s) << s->page_shift;
+			pool_uncharge(p, s, (uint64_t)segment_used(s) << s->page_shift);
 		segment_free(take_segment(t,
 			t->n_slots - 1)); /* not punched: what clients have pinned stays theirs */
 	}
@@ -520,17 +471,7 @@ void pool_stat(struct pool *p, struct pool_stat *ret)
 
 void pool_tenant_stat(struct pool_tenant *t, struct pool_stat *ret)
 {
-	struct pool_stat st = {0};
-
 	pthread_mutex_lock(&t->pool->lock);
-	st.used = t->used;
-	st.segments = t->n_slots;
-	for (uint32_t i = 0; i < t->n_slots; i++) {
-		const struct segment *s = t->slot[i].segment;
-		uint32_t pages = s->memory.set_aside ? segment_used(s) : s->n_backed;
-
-		st.resident += (uint64_t)pages << s->page_shift;
-	}
+	*ret = (struct pool_stat){.used = t->used, .resident = t->resident, .segments = t->n_slots};
 	pthread_mutex_unlock(&t->pool->lock);
-	*ret = st;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * pool: pages of one tier, given out as extents of segments that belong to one tenant for life.
- * Thread: any; the control thread and the pack workers both allocate. Locks: one, held for a few
- * microseconds (a new segment or a hole punch: for its system calls). Blocks: on that lock only.
+ * Thread: any; the pack workers allocate, the control thread releases. Locks: one, held for a few microseconds (a new
+ * segment: for its system calls). Blocks: on that lock; allocation also for the kernel's work on pages.
  * Errors: -ENOSPC the budget is used up, -ENOMEM, -EFBIG larger than a segment, others from the kernel.
  *
  * The budget counts pages that hold something. Address space is not scarce and memory is: when free
@@ -69,9 +69,10 @@ void pool_release_reserved(struct pool_tenant *t, const struct extent *e);
 
 /*
  * A client that reads where nothing is makes the kernel put a page there, which no budget knows and which outlives the
- * client. This gives such pages back, some of them each time; call it now and then.
+ * client. This gives such pages back, some of them each time; call it now and then. True: it found as many as it may
+ * take at once, and there may be more.
  */
-void pool_sweep(struct pool *p);
+bool pool_sweep(struct pool *p);
 
 struct pool_segment {
 	uint32_t id;

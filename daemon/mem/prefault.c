@@ -25,6 +25,7 @@ static struct segment *choose(struct pool *p)
 			const struct pool_slot *slot = &t->slot[i];
 
 			if (slot->segment->n_backed < slot->segment->arena.pages &&
+				!slot->segment->punching &&
 				(!best ||
 					(uint64_t)slot->room << slot->page_shift >
 						(uint64_t)best->room << best->page_shift))

@@ -110,44 +110,92 @@ static uint32_t skip_busy(const struct segment *s, uint32_t page)
 	return s->backed[w] & ~s->arena.used[w] ? page : (uint32_t)(w * 64);
 }
 
-static int punch(struct segment *s, uint32_t page, uint32_t pages)
-{
-	int r = s->tier->punch(s->tier, &s->memory, (uint64_t)page << s->page_shift,
-		(uint64_t)pages << s->page_shift);
-
-	if (r < 0)
-		return r;
-	s->n_backed -= bitmap_count(s->backed, page, pages);
-	bitmap_clear(s->backed, page, pages);
-	return 0;
-}
-
 /* Backwards, since extents are cut from the front of a run. */
-int segment_punch_idle(struct segment *s, const struct segment_part *within, uint32_t limit)
+void segment_find_idle(const struct segment *s, const struct segment_part *within, uint32_t limit,
+	struct segment_parts *ret)
 {
 	uint32_t page = within->page + within->pages;
 
-	while (page > within->page && limit > 0) {
+	ret->n = ret->pages = 0;
+	while (page > within->page && ret->pages < limit && ret->n < SEGMENT_PARTS) {
 		uint32_t end, n = 0;
-		int r;
 
 		while (page > within->page && !is_idle(s, page - 1))
 			page = skip_busy(s, page - 1);
-		for (end = page; page > within->page && n < limit && is_idle(s, page - 1); page--)
+		for (end = page;
+			page > within->page && ret->pages + n < limit && is_idle(s, page - 1);
+			page--)
 			n++;
 		if (n == 0)
-			return 0;
-		r = punch(s, end - n, n);
-		if (r < 0)
+			return;
+		ret->part[ret->n++] = (struct segment_part){.page = end - n, .pages = n};
+		ret->pages += n;
+	}
+}
+
+uint32_t segment_find_cold(struct segment *s, uint32_t limit, struct segment_parts *ret)
+{
+	const uint32_t begin = s->swept, left = s->arena.pages - begin;
+	const uint32_t end = left > limit ? begin + limit : s->arena.pages;
+	uint32_t page = begin;
+
+	ret->n = ret->pages = 0;
+	while (ret->n < SEGMENT_PARTS && (page = bitmap_next_clear(s->backed, page, end)) < end) {
+		uint32_t next = bitmap_next_set(s->backed, page, end);
+
+		ret->part[ret->n++] = (struct segment_part){.page = page, .pages = next - page};
+		ret->pages += next - page;
+		page = next;
+	}
+	s->swept = page == s->arena.pages ? 0 : page;
+	return page - begin;
+}
+
+int segment_punch(const struct segment *s, struct segment_parts *parts)
+{
+	for (uint32_t i = 0; i < parts->n; i++) {
+		const struct segment_part *part = &parts->part[i];
+		int r = s->tier->punch(s->tier, &s->memory, (uint64_t)part->page << s->page_shift,
+			(uint64_t)part->pages << s->page_shift);
+
+		if (r < 0) {
+			parts->n = i;
 			return r;
-		limit -= n;
+		}
 	}
 	return 0;
 }
 
+void segment_mark_cold(struct segment *s, const struct segment_parts *parts)
+{
+	for (uint32_t i = 0; i < parts->n; i++) {
+		const struct segment_part *part = &parts->part[i];
+
+		s->n_backed -= bitmap_count(s->backed, part->page, part->pages);
+		bitmap_clear(s->backed, part->page, part->pages);
+	}
+}
+
+int segment_punch_idle(struct segment *s, const struct segment_part *within, uint32_t limit)
+{
+	struct segment_parts parts;
+	int r = 0;
+
+	for (segment_find_idle(s, within, limit, &parts); parts.n && r == 0;
+		segment_find_idle(s, within, limit, &parts)) {
+		r = segment_punch(s, &parts);
+		segment_mark_cold(s, &parts);
+		limit -= parts.pages;
+	}
+	return r;
+}
+
 void segment_unback(struct segment *s, const struct segment_part *part)
 {
-	punch(s, part->page, part->pages);
+	struct segment_parts parts = {.n = 1, .part = {*part}};
+
+	segment_punch(s, &parts);
+	segment_mark_cold(s, &parts);
 }
 
 uint64_t segment_excess(const struct segment *s)
@@ -158,20 +206,4 @@ uint64_t segment_excess(const struct segment *s)
 	if (!s->tier->count || s->tier->count(s->tier, &s->memory, &bytes) < 0)
 		return 0;
 	return bytes > backed ? bytes - backed : 0;
-}
-
-uint32_t segment_sweep(struct segment *s, uint32_t limit)
-{
-	const uint32_t begin = s->swept, left = s->arena.pages - begin;
-	const uint32_t end = left > limit ? begin + limit : s->arena.pages;
-
-	for (uint32_t page = begin; (page = bitmap_next_clear(s->backed, page, end)) < end;) {
-		uint32_t next = bitmap_next_set(s->backed, page, end);
-
-		if (punch(s, page, next - page) < 0)
-			break; /* the next round tries again */
-		page = next;
-	}
-	s->swept = end == s->arena.pages ? 0 : end;
-	return end - begin;
 }

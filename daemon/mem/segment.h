@@ -1,14 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * segment: a tier's memory divided into pages - which are used, and which hold memory (are backed).
- * Thread: the pool's lock guards all of it, but for segment_back(). Locks: none of its own.
+ * Thread: the pool's lock guards all of it, but for segment_back() and _punch(). Locks: none of its own.
  * Blocks: for the tier's work. Errors: negative errno, nothing changed.
  */
 #ifndef KVGATE_DAEMON_MEM_SEGMENT_H
 #define KVGATE_DAEMON_MEM_SEGMENT_H
 
+#include <stdbool.h>
+
 #include "daemon/mem/arena.h"
 #include "daemon/mem/tier.h"
+
+struct pool_tenant;
 
 /* A used page is backed from the moment it is taken. Free pages may be either. */
 struct segment {
@@ -20,7 +24,13 @@ struct segment {
 	uint32_t id;
 	uint32_t swept; /* segment_sweep() goes on here */
 	uint8_t page_shift;
-	struct segment *next; /* in the pool's list of those given back */
+
+	/* the pool's own */
+	struct pool_tenant *owner;
+	bool punching;                          /* without the lock, right now */
+	struct segment *next;                   /* in the list of those given back */
+	struct segment *idle_next, **idle_link; /* in the list of its rank; link NULL: in none */
+	uint8_t rank;
 };
 
 int segment_new(const struct tier_ops *tier, const struct tier_request *q, unsigned page_shift,
@@ -56,12 +66,28 @@ void segment_next_cold(const struct segment *s, uint32_t limit, struct segment_p
 void segment_mark_backed(struct segment *s, const struct segment_part *part);
 /* The system call for it. Without the pool's lock: the caller sees to it that nobody punches there meanwhile. */
 int segment_back(struct segment *s, const struct segment_part *part);
-/* Gives the memory of idle pages in this part back, at most `limit` pages. */
+
+/* A few runs, to be punched together. */
+#define SEGMENT_PARTS 32
+struct segment_parts {
+	uint32_t n, pages;
+	struct segment_part part[SEGMENT_PARTS];
+};
+/* Idle pages in this part, at most `limit`. */
+void segment_find_idle(const struct segment *s, const struct segment_part *within, uint32_t limit,
+	struct segment_parts *ret);
+/* What is cold, and yet may hold memory, in the next `limit` pages at most. Returns the pages looked at. */
+uint32_t segment_find_cold(struct segment *s, uint32_t limit, struct segment_parts *ret);
+/*
+ * The system calls that give their memory back; *parts is what went, also on failure. Without the pool's lock, as
+ * segment_back(): nobody takes or backs these pages meanwhile.
+ */
+int segment_punch(const struct segment *s, struct segment_parts *parts);
+void segment_mark_cold(struct segment *s, const struct segment_parts *parts);
+/* All three for idle pages, at once. */
 int segment_punch_idle(struct segment *s, const struct segment_part *within, uint32_t limit);
 /* Memory behind the segment that nobody here asked for; 0 when that is not known. */
 uint64_t segment_excess(const struct segment *s);
-/* Punches what is cold and yet may hold memory, in the next `limit` pages. Returns the pages looked at. */
-uint32_t segment_sweep(struct segment *s, uint32_t limit);
 /* Gives back the memory of this part, used or not; what the tier does not take still counts as backed. */
 void segment_unback(struct segment *s, const struct segment_part *part);
 

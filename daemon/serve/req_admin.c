@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * List, inspect, stat, purge, policy. Everybody may look at and purge what is his own tenant's; other tenants, quotas and
- * watermarks are for the admin.
+ * List, stat, policy. Everybody may look at what is his own tenant's; other tenants, quotas and watermarks are for the
+ * admin.
  *
  * What may be longer than a message comes in pages: an item goes in as long as the reply stays below REPLY_ROOM, and
  * the cursor says where the next page begins.
@@ -43,7 +43,7 @@ static ProtobufCBinaryData key_of(struct request *r, const struct kvg_key *key)
 		.data = memcpy(request_alloc(r, 1, sizeof(key->b)), key->b, sizeof(key->b))};
 }
 
-static Kvgate__V1__BlockInfo *block_info(struct request *r, const struct cache_block_info *from)
+Kvgate__V1__BlockInfo *block_info_new(struct request *r, const struct cache_block_info *from)
 {
 	Kvgate__V1__BlockInfo *b = request_new(r, 1, Kvgate__V1__BlockInfo);
 
@@ -85,7 +85,7 @@ int run_list(struct request *r)
 			cursor = 0;
 			break;
 		}
-		b = block_info(r, &info);
+		b = block_info_new(r, &info);
 		bytes += kvgate__v1__block_info__get_packed_size(b) + 4;
 		m->blocks[m->n_blocks++] = b;
 		if (!cursor)
@@ -94,68 +94,6 @@ int run_list(struct request *r)
 	m->next = cursor;
 	r->reply->body_case = KVGATE__V1__REPLY__BODY_LIST;
 	r->reply->list = m;
-	return KVG_CODE_OK;
-}
-
-/* ---- inspect ---- */
-
-struct inspect_args {
-	const char *tenant;
-	struct kvg_key key;
-	uint32_t layout;
-	bool verify;
-};
-
-int prep_inspect(struct request *r, const Kvgate__V1__Request *q)
-{
-	const Kvgate__V1__Inspect *m = q->inspect;
-	struct inspect_args *a = r->args = request_new(r, 1, struct inspect_args);
-
-	a->layout = m->layout;
-	a->verify = m->verify;
-	a->tenant = request_text(r, "tenant", m->tenant, OPTIONS_NAME_MAX);
-	return a->tenant ? request_key(r, "key", &m->key, &a->key) : KVG_CODE_BAD_ARGUMENT;
-}
-
-static void add_planes(
-	struct request *r, const struct cache_block_info *from, Kvgate__V1__BlockInfo *b)
-{
-	b->planes = request_new(r, from->n_planes, Kvgate__V1__PlaneInfo *);
-	for (uint32_t i = 0; i < from->n_planes; i++) {
-		Kvgate__V1__PlaneInfo *p = b->planes[b->n_planes++] =
-			request_new(r, 1, Kvgate__V1__PlaneInfo);
-
-		kvgate__v1__plane_info__init(p);
-		p->plane = i;
-		p->pairs = from->plane[i].pairs;
-		p->bytes = from->plane[i].bytes;
-		p->tier = from->plane[i].tier;
-		p->segment = from->plane[i].segment;
-		p->page = from->plane[i].page;
-		p->value = from->plane[i].value;
-		p->verified = from->plane[i].verified;
-	}
-}
-
-int run_inspect(struct request *r)
-{
-	const struct inspect_args *a = r->args;
-	Kvgate__V1__InspectReply *m = request_new(r, 1, Kvgate__V1__InspectReply);
-	struct cache_block_info info;
-	struct tenant *t;
-	int code = request_tenant(r, a->tenant, &t);
-
-	if (!code)
-		code = cache_inspect_in(t->cache, a->layout, &a->key, a->verify, &info);
-	if (code)
-		return code < 0 ? request_errno(r, code) : code;
-	kvgate__v1__inspect_reply__init(m);
-	m->block = block_info(r, &info);
-	add_planes(r, &info, m->block);
-	m->layout = request_new(r, 1, Kvgate__V1__LayoutInfo);
-	layout_info_fill(r, cache_layout_get(t->cache, info.layout), m->layout);
-	r->reply->body_case = KVGATE__V1__REPLY__BODY_INSPECT;
-	r->reply->inspect = m;
 	return KVG_CODE_OK;
 }
 
@@ -273,59 +211,6 @@ int run_stat(struct request *r)
 			add_layouts(&page, t);
 	r->reply->body_case = KVGATE__V1__REPLY__BODY_STAT;
 	r->reply->stat = m;
-	return KVG_CODE_OK;
-}
-
-/* ---- purge ---- */
-
-struct purge_args {
-	const char *tenant;
-	uint32_t layout, keep_planes;
-	size_t n;
-	struct kvg_key *keys;
-};
-
-int prep_purge(struct request *r, const Kvgate__V1__Request *q)
-{
-	const Kvgate__V1__Purge *m = q->purge;
-	struct purge_args *a = r->args = request_new(r, 1, struct purge_args);
-
-	a->layout = m->layout;
-	a->keep_planes = m->keep_planes;
-	a->n = m->n_keys;
-	a->tenant = request_text(r, "tenant", m->tenant, OPTIONS_NAME_MAX);
-	if (!a->tenant)
-		return KVG_CODE_BAD_ARGUMENT;
-	if (a->keep_planes > KVG_PLANES_MAX)
-		return request_refuse(r, KVG_CODE_BAD_ARGUMENT,
-			"keep_planes %u: a block has at most %d", a->keep_planes, KVG_PLANES_MAX);
-	return request_keys(r, m->n_keys, m->keys, &a->keys);
-}
-
-int run_purge(struct request *r)
-{
-	const struct purge_args *a = r->args;
-	Kvgate__V1__PurgeReply *m = request_new(r, 1, Kvgate__V1__PurgeReply);
-	struct cache_layout *l;
-	struct tenant *t;
-	int code = request_tenant(r, a->tenant, &t);
-
-	if (!code && a->layout)
-		code = request_layout(r, t, a->layout, &l);
-	if (code)
-		return code;
-	kvgate__v1__purge_reply__init(m);
-	for (size_t i = 0; i < (a->n ? a->n : 1); i++) {
-		struct cache_purge_result p = {0};
-
-		cache_purge(t->cache, a->layout, a->n ? &a->keys[i] : NULL, a->keep_planes, &p);
-		m->blocks += p.blocks;
-		m->planes += p.planes;
-		m->bytes += p.bytes;
-		m->pinned += p.pinned;
-	}
-	r->reply->body_case = KVGATE__V1__REPLY__BODY_PURGE;
-	r->reply->purge = m;
 	return KVG_CODE_OK;
 }
 

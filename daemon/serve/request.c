@@ -71,7 +71,7 @@ void *request_buffers_in(struct request_buffers *b)
 
 void *request_alloc(struct request *r, size_t n, size_t size)
 {
-	struct request_buffers *b = r->session->server->buffers;
+	struct request_buffers *b = r->server->buffers;
 	void *p = b->arena + b->used;
 
 	assert(size && n <= REQUEST_ARENA / size);
@@ -221,6 +221,14 @@ void request_send(struct session *s, Kvgate__V1__Reply *reply, const int *fds, u
 	session_send(s, out, n, fds, n_fds);
 }
 
+void request_resume(struct request *r, struct server *s, struct tenant *t, uint64_t id,
+	Kvgate__V1__Reply *reply)
+{
+	s->buffers->used = 0;
+	*r = (struct request){.server = s, .tenant = t, .id = id, .reply = reply};
+	reply->id = id;
+}
+
 static bool code_ends(int code)
 {
 	return code == KVG_CODE_BAD_MESSAGE || code == KVG_CODE_BAD_FDS ||
@@ -310,6 +318,7 @@ void request_serve(struct session *s, const void *data, size_t n, unsigned n_fds
 	b->used = b->unpacked_used = 0;
 	b->spilled = false;
 	q = kvgate__v1__request__unpack(&allocator, n, data);
+	r.server = s->server;
 	r.session = s;
 	r.tenant = s->tenant;
 	r.id = q ? q->id : 0;

@@ -20,7 +20,9 @@
 #define REQUEST_ARENA    (2u << 20)
 
 struct request {
-	struct session *session;
+	struct server *server;
+	struct session
+		*session; /* NULL: the answer to one that began earlier, see request_resume() */
 	struct tenant *tenant;
 	uint64_t id;
 	void *args;                   /* what prep left for run */
@@ -58,6 +60,9 @@ int request_layout(struct request *r, struct tenant *t, uint32_t id, struct cach
 
 /* One message from this client. */
 void request_serve(struct session *s, const void *data, size_t n, unsigned n_fds);
+/* The arena is at hand again, to make the reply to a request that began earlier. Not while one is served. */
+void request_resume(struct request *r, struct server *s, struct tenant *t, uint64_t id,
+	Kvgate__V1__Reply *reply);
 /* A reply outside of a request: of a commit that is done, or an event. */
 void request_send(struct session *s, Kvgate__V1__Reply *reply, const int *fds, unsigned n_fds);
 
@@ -98,11 +103,14 @@ REQUEST_OP(subscribe);
 /* Ends of sessions, for what only the families know. */
 void commits_orphan(struct session *s); /* commits in flight lose their client and go on */
 void commits_cancel(struct server *s);  /* the daemon goes down: nobody waits for any of them */
+void later_orphan(struct session *s);   /* the same for purges and verifications */
+void later_cancel(struct server *s);
 void events_unsubscribe(struct session *s);
 struct cache_event;
 void events_deliver(void *server, const struct cache_event *e);
 
-/* As it appears in replies. */
+/* As they appear in replies. */
+Kvgate__V1__BlockInfo *block_info_new(struct request *r, const struct cache_block_info *from);
 void layout_info_fill(struct request *r, const struct cache_layout *l, Kvgate__V1__LayoutInfo *ret);
 
 #endif

@@ -2,8 +2,9 @@
 /*
  * The list of sessions and what concerns all of them: accepting, reloading, draining.
  *
- * Draining: the socket is closed for newcomers, stages and commits are refused, commits in flight go on and are
- * answered; when there is none left, done runs. Sessions stay until server_free(), so that clients may read on.
+ * Draining: the socket is closed for newcomers, stages and commits are refused; commits in flight, purges and
+ * verifications go on and are answered; when there is none left, done runs. Sessions stay until server_free(), so that
+ * clients may read on.
  */
 #include "daemon/serve/server.h"
 
@@ -48,6 +49,7 @@ struct server *server_free(struct server *s)
 	s->done = NULL;
 	listener_free(s->listener);
 	commits_cancel(s);
+	later_cancel(s);
 	cache_on_event(s->parts.cache, NULL, NULL);
 	loop_run_posted(s->parts.loop); /* sessions that are ending already */
 	while (s->sessions)
@@ -115,7 +117,7 @@ void server_batch_done(struct server *s)
 
 void server_status(const struct server *s, char *ret, size_t size)
 {
-	snprintf(ret, size, "%lld sessions of %lld tenants, %lld commits in flight%s",
+	snprintf(ret, size, "%lld sessions of %lld tenants, %lld requests under way%s",
 		(long long)s->n_sessions, (long long)s->tenants.n, (long long)s->n_batches,
 		s->draining ? ", going down" : "");
 }

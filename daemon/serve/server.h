@@ -30,11 +30,11 @@ int server_listen(struct server *s, char *ret_why, size_t why_size);
 /* Takes over what can change at run time; `o` replaces the options given before. */
 void server_reload(struct server *s, const struct options *o);
 
-/* No new sessions, stages or commits; done runs when the commits in flight are finished, perhaps at once. */
+/* No new sessions, stages or commits; done runs when what is under way is finished, perhaps at once. */
 typedef void (*server_done_fn)(void *userdata);
 void server_drain(struct server *s, server_done_fn done, void *userdata);
 
-/* "3 sessions, 2 commits in flight" */
+/* "3 sessions of 2 tenants, 2 requests under way" */
 void server_status(const struct server *s, char *ret, size_t size);
 
 #endif

@@ -56,6 +56,7 @@ void session_free(struct session *s)
 		counter_add(s->tenant->scope, COUNTER_RECLAIMED, 0, 1);
 	events_unsubscribe(s);
 	commits_orphan(s);
+	later_orphan(s);
 	release_held(s);
 	stages_fini(&s->stages);
 	pinpage_fini(&s->pinpage);

@@ -17,6 +17,7 @@
 #include "proto/wire.h"
 
 struct commit_batch;
+struct later;
 struct request_buffers;
 
 enum session_state {
@@ -47,6 +48,8 @@ struct session {
 	struct charge held_charge;
 	struct stages stages;
 	struct commit_batch *batches; /* commits that are not answered yet */
+	struct later *later;          /* purges and verifications that are not */
+	unsigned n_later;
 
 	uint32_t events; /* bits of 1 << Kvgate__V1__EventKind; 0: not subscribed */
 	struct tenant *events_of;
@@ -64,7 +67,8 @@ struct server {
 	struct commit_batch *orphans; /* commits whose client is gone */
 	int64_t n_sessions;
 	uint64_t last_session;
-	int64_t n_batches; /* commits in flight, in requests */
+	struct later *later; /* those of sessions that are gone */
+	int64_t n_batches;   /* requests that are answered later */
 	bool draining;
 	bool refusing; /* connections, and that was logged */
 	server_done_fn done;
@@ -83,7 +87,7 @@ void session_send(struct session *s, const void *data, size_t n, const int *fds,
 /* The client broke the protocol: counted, and logged less and less often. */
 void session_bad_message(struct session *s, const char *what, const char *why);
 
-/* A batch was answered, or nobody waits for it any more. */
+/* One of n_batches was answered, or nobody waits for it any more. */
 void server_batch_done(struct server *s);
 
 #endif

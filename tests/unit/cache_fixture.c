@@ -252,8 +252,65 @@ int put_block(struct fixture *f, struct cache_layout *l, uint64_t seed,
 	return p.result.code;
 }
 
+struct verified {
+	struct cache_block_info info;
+	bool done;
+};
+
+static void on_verified(void *userdata, const struct cache_block_info *info)
+{
+	struct verified *v = userdata;
+
+	assert(!v->done);
+	*v = (struct verified){*info, true};
+}
+
+int inspect_block(struct fixture *f, struct cache_tenant *t, const struct kvg_key *key, bool verify,
+	struct cache_block_info *ret)
+{
+	struct verified v = {.done = false};
+	int code = verify ? cache_verify(t, 0, key, on_verified, &v)
+			  : cache_inspect(t, 0, key, ret);
+
+	if (code || !verify)
+		return code;
+	assert(!v.done); /* never from within */
+	for (unsigned i = 0; !v.done; i++) {
+		assert(i < 5000);
+		assert(loop_run_once(f->loop, 20) == 0);
+	}
+	*ret = v.info;
+	return code;
+}
+
 void run_loop(struct fixture *f, unsigned rounds)
 {
 	while (rounds--)
 		assert(loop_run_once(f->loop, 1) == 0);
+}
+
+struct pin_page *pin_page_new(void)
+{
+	struct pin_page *p = calloc(1, sizeof(*p));
+	void *map =
+		aligned_alloc(64, (pin_page_bytes(FIXTURE_PINS, FIXTURE_TOUCHES) + 63) / 64 * 64);
+
+	memset(map, 0, pin_page_bytes(FIXTURE_PINS, FIXTURE_TOUCHES));
+	*p = (struct pin_page){.map = map, .n_pins = FIXTURE_PINS, .n_touch = FIXTURE_TOUCHES};
+	return p;
+}
+
+void page_pin(struct pin_page *p, uint32_t at, struct kvg_handle h)
+{
+	struct kvg_shm_pins *head = (struct kvg_shm_pins *)(uintptr_t)p->map;
+
+	((_Atomic uint64_t *)((uint8_t *)head + pin_page_pins_off()))[at] = kvg_handle_pack(h);
+	if (head->pins_high <= at)
+		head->pins_high = at + 1;
+}
+
+void pin_page_free(struct pin_page *p)
+{
+	free((void *)(uintptr_t)p->map);
+	free(p);
 }

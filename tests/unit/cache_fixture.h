@@ -64,6 +64,16 @@ void put_wait(struct fixture *f, struct put *p);
 /* All of that. Code; the key in *ret_key, unless NULL. */
 int put_block(struct fixture *f, struct cache_layout *l, uint64_t seed,
 	const struct kvg_key *parent, struct kvg_key *ret_key);
+/* Of any layout; `verify` waits for the worker. Code. */
+int inspect_block(struct fixture *f, struct cache_tenant *t, const struct kvg_key *key, bool verify,
+	struct cache_block_info *ret);
 void run_loop(struct fixture *f, unsigned rounds);
+
+/* A client's pin page, to be attached to a tenant. */
+#define FIXTURE_PINS    512
+#define FIXTURE_TOUCHES 64
+struct pin_page *pin_page_new(void);
+void page_pin(struct pin_page *p, uint32_t at, struct kvg_handle h);
+void pin_page_free(struct pin_page *p);
 
 #endif

@@ -43,7 +43,7 @@ static void test_put_and_find(void **state)
 	assert_int_equal(cache_acquire(f.tenant, f.layout, &child, 1.0f, &r), KVG_CODE_OK);
 	assert_true(r.handle.gen > 0 && r.held == 15 && r.mapped == 15 && r.retention == 1.0f);
 	assert_true(cache_present(f.tenant, &key));
-	assert_int_equal(cache_inspect(f.tenant, &child, true, &info), KVG_CODE_OK);
+	assert_int_equal(inspect_block(&f, f.tenant, &child, true, &info), KVG_CODE_OK);
 	assert_memory_equal(&info.parent, &key, sizeof(key));
 	assert_true(info.pins == 1 && info.depth == 1 && info.n_planes == FIXTURE_PLANES);
 	for (int p = 0; p < FIXTURE_PLANES; p++) {
@@ -77,14 +77,14 @@ static void test_tenants_apart(void **state)
 	(void)state;
 	assert_int_equal(put_block(&f, f.layout, 1, NULL, &key), KVG_CODE_OK);
 	assert_false(cache_present(other, &key));
-	assert_int_equal(cache_inspect(other, &key, false, &theirs), KVG_CODE_NOT_FOUND);
+	assert_int_equal(inspect_block(&f, other, &key, false, &theirs), KVG_CODE_NOT_FOUND);
 	put_stage(&f, l, 1, NULL, &p);
 	assert_memory_equal(&p.q.key, &key, sizeof(key));
 	put_start(&f, other, &p);
 	put_wait(&f, &p);
 	assert_int_equal(p.result.code, KVG_CODE_OK); /* not EXISTS: it is not theirs to know */
-	assert_int_equal(cache_inspect(f.tenant, &key, true, &mine), KVG_CODE_OK);
-	assert_int_equal(cache_inspect(other, &key, true, &theirs), KVG_CODE_OK);
+	assert_int_equal(inspect_block(&f, f.tenant, &key, true, &mine), KVG_CODE_OK);
+	assert_int_equal(inspect_block(&f, other, &key, true, &theirs), KVG_CODE_OK);
 	assert_int_not_equal(mine.plane[0].segment, theirs.plane[0].segment);
 	assert_int_equal(cache_segment_get(other, mine.plane[0].segment, &seg), -ENOENT);
 	assert_int_equal(cache_segment_get(f.tenant, mine.plane[0].segment, &seg), 0);
@@ -114,7 +114,7 @@ static void test_foreign_keys(void **state)
 	assert_int_equal(cache_acquire(f.tenant, b, &p.q.key, 0, &rb), KVG_CODE_OK);
 	assert_int_not_equal(ra.handle.slot, rb.handle.slot);
 	struct cache_block_info info;
-	assert_int_equal(cache_inspect_in(f.tenant, 3, &p.q.key, false, &info), KVG_CODE_OK);
+	assert_int_equal(cache_inspect(f.tenant, 3, &p.q.key, &info), KVG_CODE_OK);
 	assert_int_equal(info.layout, 3);
 	assert_int_equal(cache_acquire(f.tenant, f.layout, &p.q.key, 0, &rb), KVG_CODE_NOT_FOUND);
 	assert_false(cache_present_in(f.tenant, f.layout, &p.q.key));
@@ -152,7 +152,7 @@ static void test_opaque_and_short(void **state)
 	put_start(&f, f.tenant, &p);
 	put_wait(&f, &p);
 	assert_int_equal(p.result.code, KVG_CODE_OK);
-	assert_int_equal(cache_inspect(f.tenant, &p.q.key, true, &info), KVG_CODE_OK);
+	assert_int_equal(inspect_block(&f, f.tenant, &p.q.key, true, &info), KVG_CODE_OK);
 	assert_true(info.n_planes == 1 && info.plane[0].verified && info.plane[0].pairs == 0);
 	assert_true(info.plane[0].bytes > 10000 && info.plane[0].bytes < 11000 &&
 		info.retention == 1.0f);
@@ -172,7 +172,7 @@ static void test_opaque_and_short(void **state)
 	put_start(&f, f.tenant, &p);
 	put_wait(&f, &p);
 	assert_int_equal(p.result.code, KVG_CODE_OK);
-	assert_int_equal(cache_inspect(f.tenant, &short_key, true, &info), KVG_CODE_OK);
+	assert_int_equal(inspect_block(&f, f.tenant, &short_key, true, &info), KVG_CODE_OK);
 	assert_true(
 		info.tokens == 10 && info.plane[0].pairs == 10 * FIXTURE_LAYERS * FIXTURE_HEADS);
 	assert_true(info.plane[1].pairs == 0 &&
@@ -229,7 +229,7 @@ static void test_hidden_states(void **state)
 	put_start(&f, f.tenant, &p);
 	put_wait(&f, &p);
 	assert_int_equal(p.result.code, KVG_CODE_OK);
-	assert_int_equal(cache_inspect(f.tenant, &p.q.key, true, &info), KVG_CODE_OK);
+	assert_int_equal(inspect_block(&f, f.tenant, &p.q.key, true, &info), KVG_CODE_OK);
 	assert_int_equal(
 		info.plane[0].pairs, 3 * 2 * 16); /* the fake gate is not calibrated: one plane */
 }

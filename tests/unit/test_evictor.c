@@ -12,11 +12,6 @@
 #include "daemon/cache/tenant.h"
 #include "tests/unit/cache_fixture.h"
 
-enum {
-	PINS = 512,
-	TOUCHES = 64
-};
-
 static struct fixture f;
 static struct heard {
 	unsigned committed, shrunk, evicted;
@@ -50,31 +45,6 @@ static void stop(void)
 {
 	assert_int_equal(cache_check(f.cache), 0);
 	fixture_stop(&f);
-}
-
-static struct pin_page *pin_page_new(void)
-{
-	struct pin_page *p = calloc(1, sizeof(*p));
-	void *map = aligned_alloc(64, (pin_page_bytes(PINS, TOUCHES) + 63) / 64 * 64);
-
-	memset(map, 0, pin_page_bytes(PINS, TOUCHES));
-	*p = (struct pin_page){.map = map, .n_pins = PINS, .n_touch = TOUCHES};
-	return p;
-}
-
-static void page_pin(struct pin_page *p, uint32_t at, struct kvg_handle h)
-{
-	struct kvg_shm_pins *head = (struct kvg_shm_pins *)(uintptr_t)p->map;
-
-	((_Atomic uint64_t *)((uint8_t *)head + pin_page_pins_off()))[at] = kvg_handle_pack(h);
-	if (head->pins_high <= at)
-		head->pins_high = at + 1;
-}
-
-static void pin_page_free(struct pin_page *p)
-{
-	free((void *)(uintptr_t)p->map);
-	free(p);
 }
 
 static struct block *find(const struct kvg_key *key)
@@ -219,7 +189,8 @@ static void test_touch_saves(void **state)
 	struct kvg_key key[30];
 	struct pin_page *page = pin_page_new();
 	struct kvg_shm_pins *head = (struct kvg_shm_pins *)(uintptr_t)page->map;
-	_Atomic uint64_t *ring = (_Atomic uint64_t *)((uint8_t *)head + pin_page_touch_off(PINS));
+	_Atomic uint64_t *ring =
+		(_Atomic uint64_t *)((uint8_t *)head + pin_page_touch_off(FIXTURE_PINS));
 
 	(void)state;
 	start(1.0f, 0);
@@ -299,77 +270,6 @@ static void test_tenants(void **state)
 	}
 	assert_int_equal(small->n_blocks, 20);
 	assert_true(big->n_blocks < 280);
-	stop();
-}
-
-static void test_purge(void **state)
-{
-	struct cache_layout *other;
-	struct kvg_key key[12], apart;
-	struct cache_purge_result r;
-	struct cache_block_info info;
-	uint64_t cursor = 0, used;
-	unsigned n = 0;
-
-	(void)state;
-	start(1.0f, 0);
-	other = fixture_layout(&f, f.tenant, "other", "");
-	for (unsigned i = 0; i < 12; i++)
-		assert_int_equal(put_block(&f, f.layout, i, i % 6 ? &key[i - 1] : NULL, &key[i]),
-			KVG_CODE_OK);
-	assert_int_equal(put_block(&f, other, 50, NULL, &apart), KVG_CODE_OK);
-	while (cache_list_next(f.tenant, 0, &cursor, &info))
-		n++;
-	assert_true(n == 13 && cursor == 0);
-	for (n = 0; cache_list_next(f.tenant, other->id, &cursor, &info);)
-		n++;
-	assert_int_equal(n, 1);
-	assert_memory_equal(&info.key, &apart, sizeof(apart));
-
-	used = f.tenant->used;
-	cache_purge(f.tenant, f.layout->id, NULL, 2, &r);
-	assert_true(r.planes == 24 && r.blocks == 0 && r.pinned == 0);
-	assert_true(f.tenant->used < used && heard.shrunk == 12 && heard.held == 3 &&
-		heard.bytes == r.bytes);
-	cache_purge(f.tenant, f.layout->id, NULL, 2, &r);
-	assert_int_equal(r.planes, 0);
-	assert_int_equal(cache_inspect(f.tenant, &key[4], true, &info), KVG_CODE_OK);
-	assert_true(info.retention > .4f && info.retention < .6f && info.plane[1].verified &&
-		info.plane[3].tier == KVG_TIER_NONE && info.plane[3].pairs);
-	cache_purge(f.tenant, f.layout->id, &key[8], 0,
-		&r); /* the third of its chain, and what hangs on it */
-	assert_int_equal(r.blocks, 4);
-	assert_true(find(&key[7]) && !find(&key[8]) && !find(&key[11]) && find(&key[5]));
-	cache_purge(f.tenant, 99, NULL, 0, &r);
-	assert_int_equal(r.blocks, 0);
-	cache_purge(f.tenant, f.layout->id, NULL, 0, &r);
-	assert_true(r.blocks == 8 && f.tenant->n_blocks == 1);
-	cache_purge(f.tenant, 0, NULL, 0, &r);
-	assert_true(r.blocks == 1 && f.tenant->used == 0 && heard.evicted == 13);
-	assert_int_equal(counter_get(f.layout->counters, COUNTER_PURGED_BLOCKS, 0), 12);
-	assert_int_equal(cache_inspect(f.tenant, &key[4], true, &info), KVG_CODE_NOT_FOUND);
-	stop();
-}
-
-/* Bytes that changed in memory: told, counted, and gone. */
-static void test_corruption(void **state)
-{
-	struct kvg_key key[2];
-	struct cache_block_info info;
-
-	(void)state;
-	start(1.0f, 0);
-	for (int i = 0; i < 2; i++)
-		assert_int_equal(put_block(&f, f.layout, (uint64_t)i, i ? &key[0] : NULL, &key[i]),
-			KVG_CODE_OK);
-	((uint8_t *)find(&key[1])->plane[2].extent.addr)[2000] ^= 4;
-	assert_int_equal(cache_inspect(f.tenant, &key[1], true, &info), KVG_CODE_OK);
-	assert_true(info.plane[1].verified && !info.plane[2].verified && info.plane[3].verified);
-	assert_int_equal(find(&key[1])->held, 3);
-	((uint8_t *)find(&key[0])->plane[0].extent.addr)[2000] ^= 4;
-	assert_int_equal(cache_inspect(f.tenant, &key[0], true, &info), KVG_CODE_OK);
-	assert_true(!find(&key[0]) && !find(&key[1]));
-	assert_int_equal(counter_get(f.layout->counters, COUNTER_CORRUPT, 0), 2);
 	stop();
 }
 
@@ -454,8 +354,6 @@ int main(void)
 		cmocka_unit_test(test_slots),
 		cmocka_unit_test(test_watermarks),
 		cmocka_unit_test(test_tenants),
-		cmocka_unit_test(test_purge),
-		cmocka_unit_test(test_corruption),
 		cmocka_unit_test(test_random),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -15,12 +15,7 @@
 
 #include <cmocka.h>
 
-#include "daemon/mem/pool.h"
-#include "daemon/mem/tier.h"
-
-#define MIB   (1ull << 20)
-#define SHIFT 16
-#define PAGE  (1u << SHIFT)
+#include "tests/unit/pool_fixture.h"
 
 static struct pool *make(
 	const struct tier_ops *tier, uint64_t budget, uint64_t segment, bool prefault)
@@ -34,45 +29,6 @@ static struct pool *make(
 
 	assert_int_equal(pool_new(&o, &p), 0);
 	return p;
-}
-
-static struct pool_tenant *tenant(struct pool *p)
-{
-	struct pool_tenant *t;
-
-	assert_int_equal(pool_tenant_new(p, &t), 0);
-	return t;
-}
-
-static struct pool_stat stat_of(struct pool *p)
-{
-	struct pool_stat st;
-
-	pool_stat(p, &st);
-	return st;
-}
-
-static uint64_t kernel_of(int fd)
-{
-	struct stat st;
-
-	assert_int_equal(fstat(fd, &st), 0);
-	return (uint64_t)st.st_blocks * 512;
-}
-
-/* Bytes the kernel holds for all segments of a tenant; ids are tried up to a bound. */
-static uint64_t kernel_bytes(struct pool_tenant *t)
-{
-	uint64_t sum = 0;
-
-	for (uint32_t id = 1; id < 200; id++) {
-		struct pool_segment s;
-
-		if (pool_segment_get(t, id, &s) < 0)
-			continue;
-		sum += kernel_of(s.fd);
-	}
-	return sum;
 }
 
 static void test_extents(void **state)
@@ -416,6 +372,8 @@ static void test_prefault(void **state)
 	wait_resident(p, budget); /* never more than the budget */
 	usleep(20000);
 	assert_int_equal(stat_of(p).resident, budget);
+	for (int i = 0; i < 5000 && kernel_bytes(a) + kernel_bytes(b) < budget; i++)
+		usleep(1000); /* pages count before they are there */
 	assert_int_equal(kernel_bytes(a) + kernel_bytes(b), budget);
 	for (uint32_t i = 0; i < MIB; i += 4096)
 		assert_int_equal(((uint8_t *)e.addr)[i], 7);
@@ -474,17 +432,6 @@ static void test_prefault_stops(void **state)
 }
 
 /* ---- many threads ---- */
-
-/* As a client would: maps all of it, read-only, and looks everywhere. */
-static void read_everywhere(const struct pool_segment *s)
-{
-	const volatile uint8_t *p = mmap(NULL, s->bytes, PROT_READ, MAP_SHARED, s->fd, 0);
-
-	for (uint64_t at = 0; p != MAP_FAILED && at < s->bytes; at += 4096)
-		(void)p[at];
-	if (p != MAP_FAILED)
-		munmap((void *)(uintptr_t)p, s->bytes);
-}
 
 /* What appears where a client reads a hole goes again; what is used, or idle, stays. */
 static void test_holes(void **state)

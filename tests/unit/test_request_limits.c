@@ -65,6 +65,12 @@ static void put_many(uint32_t layout, unsigned n)
 	answer_free(&a);
 }
 
+static void put_batches(uint32_t layout, unsigned n)
+{
+	while (n--)
+		put_many(layout, KVG_BATCH_MAX);
+}
+
 static void test_list_pages(void **state)
 {
 	REQUEST(q, list, List, LIST, LIST);
@@ -174,6 +180,58 @@ static void test_batches(void **state)
 	assert_int_equal(client_code(&c, &commit), KVG_CODE_TOO_LARGE);
 }
 
+/* Purges and verifications are answered when they are done; a session has a few of them under way, and no more. */
+static void test_answered_later(void **state)
+{
+	REQUEST(purge, purge, Purge, PURGE, PURGE);
+	REQUEST(inspect, inspect, Inspect, INSPECT, INSPECT);
+	REQUEST(stat_, stat, Stat, STAT, STAT);
+	uint32_t layout = client_layout(&c, "m");
+	uint8_t key[KVG_KEY_BYTES];
+	unsigned busy = 0, done = 0;
+	struct answer a;
+
+	(void)state;
+	put_batches(layout, 8); /* some turns of the loop to take away */
+	client_put(&c, layout, 7);
+	memset(key, 7, sizeof(key));
+	inspect_body.key = (ProtobufCBinaryData){.len = sizeof(key), .data = key};
+	inspect_body.verify = true;
+	for (unsigned i = 0; i < 9; i++)
+		client_send(&c, i % 2 ? &purge : &inspect);
+	for (unsigned i = 0; i < 9; i++) {
+		client_receive(&c, &a);
+		assert_true(a.m->code == KVG_CODE_OK || a.m->code == KVG_CODE_BUSY ||
+			a.m->code == KVG_CODE_NOT_FOUND);
+		busy += a.m->code == KVG_CODE_BUSY;
+		done += a.m->code == KVG_CODE_OK;
+		answer_free(&a);
+	}
+	assert_true(busy > 0 && done > 0);
+	assert_int_equal(client_code(&c, &stat_), KVG_CODE_OK);
+	for (unsigned i = 0; i < 9; i++) /* one after the other they are never too many */
+		assert_int_equal(client_code(&c, &purge), KVG_CODE_OK);
+}
+
+/* Who asked for it may go: it is done all the same. */
+static void test_asked_and_gone(void **state)
+{
+	REQUEST(purge, purge, Purge, PURGE, PURGE);
+	uint32_t layout = client_layout(&c, "m");
+	struct counter_scope *scope;
+	char tenant[32];
+
+	(void)state;
+	put_batches(layout, 4);
+	snprintf(tenant, sizeof(tenant), "uid-%u", (unsigned)geteuid());
+	assert_int_equal(counters_scope(s.counters, tenant, "m", &scope), 0);
+	assert_int_equal(counter_get(scope, COUNTER_BLOCKS, 0), 4 * KVG_BATCH_MAX);
+	client_send(&c, &purge);
+	assert_int_equal(loop_run_once(s.loop, 0), 0);
+	client_hangup(&c);
+	assert_int_equal(counter_get(scope, COUNTER_BLOCKS, 0), 0);
+}
+
 static bool drained;
 
 static void on_drained(void *userdata)
@@ -215,13 +273,16 @@ static void test_drain(void **state)
 static void test_torn_down(void **state)
 {
 	REQUEST(subscribe, subscribe, Subscribe, SUBSCRIBE, SUBSCRIBE);
+	REQUEST(purge, purge, Purge, PURGE, PURGE);
 	uint32_t layout = client_layout(&c, "m");
 	uint64_t ids[30];
 
 	(void)state;
+	put_batches(layout, 8);
 	subscribe_body.events = 0xff;
 	assert_int_equal(client_code(&c, &subscribe), KVG_CODE_OK);
 	assert_int_equal(client_stage(&c, layout, 30, ids), 30);
+	client_send(&c, &purge);
 	for (int i = 0; i < 20; i++)
 		client_send_commit(&c, ids[i], (uint8_t)(i + 1));
 	for (int i = 0; i < 10; i++)
@@ -264,6 +325,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_list_pages, start, stop),
 		cmocka_unit_test_setup_teardown(test_stat_pages, start, stop),
 		cmocka_unit_test_setup_teardown(test_batches, start, stop),
+		cmocka_unit_test_setup_teardown(test_answered_later, start, stop),
+		cmocka_unit_test_setup_teardown(test_asked_and_gone, start, stop),
 		cmocka_unit_test_setup_teardown(test_drain, start, stop),
 		cmocka_unit_test_setup_teardown(test_torn_down, start, stop),
 		cmocka_unit_test_setup_teardown(test_reload, start, stop),
