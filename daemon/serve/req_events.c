@@ -28,6 +28,10 @@ int prep_subscribe(struct request *r, const Kvgate__V1__Request *q)
 
 	a->events = m->events &
 		EVENTS_ALL; /* kinds that only newer daemons know never happen here */
+	if (m->events && !a->events) /* 0 would end the subscription, which nobody asked for */
+		return request_refuse(r, KVG_CODE_BAD_ARGUMENT,
+			"events 0x%x: none of them is known here; use 0x%x for all, 0 to end it",
+			m->events, EVENTS_ALL);
 	a->tenant = request_text(r, "tenant", m->tenant, OPTIONS_NAME_MAX);
 	return a->tenant ? KVG_CODE_OK : KVG_CODE_BAD_ARGUMENT;
 }

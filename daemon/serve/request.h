@@ -74,6 +74,7 @@ struct request_op {
 	int (*run)(struct request *r);
 	bool greeting; /* the one that opens a session */
 	bool writes;   /* refused while the daemon drains */
+	bool maps;     /* gives descriptors out: not to a control session */
 };
 
 #define REQUEST_OP(name)                                                                           \
