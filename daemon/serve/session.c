@@ -87,16 +87,29 @@ void session_end(struct session *s, const char *why)
 	loop_post(s->server->parts.loop, &s->end);
 }
 
+/* The 1st, 2nd, 4th, 8th ... of a tenant: nobody fills the log by what he may do again and again. */
+static bool worth_a_line(int64_t n)
+{
+	return !(n & (n - 1));
+}
+
 static void cut_off(struct session *s, int error)
 {
+	int64_t n;
+
 	if (error == -EPIPE || error == -ECONNRESET) {
 		session_end(s, "hung up");
 		return;
 	}
-	log_warning("client cut off", "session=%llu tenant=%s pid=%d client=\"%s\" why=\"%s\"",
-		(unsigned long long)s->id, s->tenant->name, (int)s->peer.pid, s->client,
-		error == -ENOBUFS || error == -EDQUOT ? "does not read its replies"
-						      : strerror(-error));
+	counter_add(s->tenant->scope, COUNTER_CUT_OFF, 0, 1);
+	n = counter_get(s->tenant->scope, COUNTER_CUT_OFF, 0);
+	if (worth_a_line(n))
+		log_warning("client cut off",
+			"session=%llu tenant=%s pid=%d client=\"%s\" why=\"%s\" so_far=%lld",
+			(unsigned long long)s->id, s->tenant->name, (int)s->peer.pid, s->client,
+			error == -ENOBUFS || error == -EDQUOT ? "does not read its replies"
+							      : strerror(-error),
+			(long long)n);
 	session_end(s, "cut off");
 }
 
@@ -128,7 +141,7 @@ void session_bad_message(struct session *s, const char *what, const char *why)
 
 	counter_add(s->tenant->scope, COUNTER_BAD_MESSAGES, 0, 1);
 	n = counter_get(s->tenant->scope, COUNTER_BAD_MESSAGES, 0);
-	if (n & (n - 1)) /* the 1st, 2nd, 4th, 8th ... of a tenant: nobody fills the log by it */
+	if (!worth_a_line(n))
 		return;
 	log_warning("bad message",
 		"session=%llu tenant=%s pid=%d client=\"%s\" code=%s why=\"%s\" so_far=%lld",
