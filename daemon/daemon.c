@@ -136,8 +136,7 @@ static int reload(struct daemon *d)
 	int r = options_load(d->argc, d->argv, d->envp, &o, why, sizeof(why));
 
 	if (r == 0)
-		r = options_follow(
-			o, d->options, note_difference, &differences, why, sizeof(why));
+		r = options_follow(o, d->options, note_difference, &differences, why, sizeof(why));
 	if (r < 0)
 		log_error("configuration not taken over", "why=\"%s\"", why);
 	if (r == 0)

@@ -13,7 +13,7 @@
 struct peer {
 	uid_t uid;
 	pid_t pid;
-	int pidfd; /* -1: of another pid namespace; then only the end of file tells */
+	int pidfd;   /* -1: of another pid namespace; then only the end of file tells */
 	gid_t *gids; /* all: each of them may choose the tenant */
 	size_t n_gids;
 };

@@ -221,6 +221,13 @@ void request_send(struct session *s, Kvgate__V1__Reply *reply, const int *fds, u
 	session_send(s, out, n, fds, n_fds);
 }
 
+bool request_offer(struct session *s, Kvgate__V1__Reply *reply)
+{
+	uint8_t *out = s->server->buffers->out;
+
+	return session_offer(s, out, kvgate__v1__reply__pack(reply, out));
+}
+
 static bool code_ends(int code)
 {
 	return code == KVG_CODE_BAD_MESSAGE || code == KVG_CODE_BAD_FDS ||

@@ -58,8 +58,10 @@ int request_layout(struct request *r, struct tenant *t, uint32_t id, struct cach
 
 /* One message from this client. */
 void request_serve(struct session *s, const void *data, size_t n, unsigned n_fds);
-/* A reply outside of a request: of a commit that is done, or an event. */
+/* A reply, also outside of a request: of a commit that is done. */
 void request_send(struct session *s, Kvgate__V1__Reply *reply, const int *fds, unsigned n_fds);
+/* An event. False: it is lost, there is no room beside replies. */
+bool request_offer(struct session *s, Kvgate__V1__Reply *reply);
 
 struct request_buffers *request_buffers_new(void);
 struct request_buffers *request_buffers_free(struct request_buffers *b);
@@ -100,6 +102,7 @@ REQUEST_OP(subscribe);
 void commits_orphan(struct session *s); /* commits in flight lose their client and go on */
 void commits_cancel(struct server *s);  /* the daemon goes down: nobody waits for any of them */
 void events_unsubscribe(struct session *s);
+void events_catch_up(struct session *s); /* it has read everything: tells it what it lost */
 struct cache_event;
 void events_deliver(void *server, const struct cache_event *e);
 

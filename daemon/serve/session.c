@@ -113,8 +113,10 @@ static void cut_off(struct session *s, int error)
 	session_end(s, "cut off");
 }
 
+/* A subscriber that lost events is told so as soon as it has read what it got, whether more happens or not. */
 static int wait_for_room(struct session *s, bool waiting)
 {
+	waiting |= s->events_lost != 0;
 	if (waiting == s->waiting)
 		return 0;
 	s->waiting = waiting;
@@ -131,6 +133,34 @@ void session_send(struct session *s, const void *data, size_t n, const int *fds,
 	r = outbox_send(&s->outbox, &s->tenant->account, data, n, fds, n_fds, &waiting);
 	if (r == 0)
 		r = wait_for_room(s, waiting);
+	if (r < 0)
+		cut_off(s, r);
+}
+
+bool session_offer(struct session *s, const void *data, size_t n)
+{
+	bool waiting = s->waiting;
+	int r;
+
+	if (s->state == SESSION_ENDING)
+		return true;
+	r = outbox_offer(&s->outbox, &s->tenant->account, data, n, &waiting);
+	if (r == -ENOBUFS)
+		return false;
+	if (r == 0)
+		r = wait_for_room(s, waiting);
+	if (r < 0)
+		cut_off(s, r);
+	return true;
+}
+
+void session_lost_event(struct session *s)
+{
+	int r;
+
+	s->events_lost++;
+	counter_add(s->tenant->scope, COUNTER_EVENTS_LOST, 0, 1);
+	r = wait_for_room(s, true);
 	if (r < 0)
 		cut_off(s, r);
 }
@@ -171,20 +201,29 @@ static void receive(struct session *s)
 	}
 }
 
+static int flush(struct session *s)
+{
+	bool waiting = s->waiting;
+	int r = outbox_flush(&s->outbox, &waiting);
+
+	if (r == 0 && !waiting)
+		events_catch_up(s);
+	if (r == 0 && s->state != SESSION_ENDING)
+		r = wait_for_room(s, s->outbox.first != NULL);
+	return r;
+}
+
 static void on_socket(void *userdata, uint32_t events)
 {
 	struct session *s = userdata;
 
 	if (events & EPOLLOUT) {
-		bool waiting = s->waiting;
-		int r = outbox_flush(&s->outbox, &waiting);
+		int r = flush(s);
 
-		if (r == 0)
-			r = wait_for_room(s, waiting);
-		if (r < 0) {
+		if (r < 0)
 			cut_off(s, r);
+		if (s->state == SESSION_ENDING)
 			return;
-		}
 	}
 	if (events & (EPOLLIN | EPOLLHUP | EPOLLERR))
 		receive(s);

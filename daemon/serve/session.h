@@ -80,6 +80,11 @@ void session_end(struct session *s, const char *why);
 /* A whole message. A client that cannot be told, or does not read, is cut off. */
 void session_send(struct session *s, const void *data, size_t n, const int *fds, unsigned n_fds);
 
+/* The same for an event. False: there is no room for it beside replies; nothing happened. */
+bool session_offer(struct session *s, const void *data, size_t n);
+/* An event was lost: when everything is read, events_catch_up() runs. */
+void session_lost_event(struct session *s);
+
 /* The client broke the protocol: counted, and logged less and less often. */
 void session_bad_message(struct session *s, const char *what, const char *why);
 

@@ -425,7 +425,8 @@ static void test_events(void **state)
 		client_code(&c, &q), KVG_CODE_QUOTA); /* one of this tenant's is the limit */
 	client_put(&c, layout, 1);
 	expect_event(&w, KVGATE__V1__EVENT_KIND__EVENT_COMMITTED);
-	q_body.events = 1u << 0 | 1u << 31; /* only what nobody can subscribe to: and nothing ends by that */
+	q_body.events = 1u << 0 |
+		1u << 31; /* only what nobody can subscribe to: and nothing ends by that */
 	assert_int_equal(client_code(&w, &q), KVG_CODE_BAD_ARGUMENT);
 	client_put(&c, layout, 3);
 	expect_event(&w, KVGATE__V1__EVENT_KIND__EVENT_COMMITTED);
