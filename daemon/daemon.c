@@ -11,7 +11,8 @@
  * Signals are blocked before anything starts a thread, so that they come to the loop and nowhere else. The watchdog
  * is fed from the loop: if the control thread is stuck, systemd learns of it.
  *
- * SIGTERM, SIGINT: no newcomers, commits in flight finish, then the end. A second one, or drain_seconds: at once.
+ * SIGTERM, SIGINT: no newcomers, commits in flight finish and their answers are taken, then the end. A second one, or
+ * drain_seconds: at once.
  * SIGHUP: options and gates are read again; if anything is wrong with them, all stays as it is.
  */
 #include "daemon/daemon.h"
@@ -179,7 +180,8 @@ static void quit(void *userdata)
 
 static void on_drain_timeout(void *userdata)
 {
-	log_warning("commits in flight took too long: not waiting for them");
+	log_warning("commits in flight, or clients that do not read their answers, took too long: "
+		    "not waiting for them");
 	quit(userdata);
 }
 

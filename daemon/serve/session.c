@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "daemon/base/log.h"
@@ -45,6 +46,28 @@ static void silence(struct session *s)
 {
 	s->on_sock = loop_del_fd(s->on_sock);
 	s->on_death = loop_del_fd(s->on_death);
+	if (s->waiting)
+		server_waiting(s->server, -1);
+	s->waiting = false;
+}
+
+/*
+ * What the client has not read yet it can still read after the end, but only if nothing that it sent lies here unread: else
+ * the kernel tells it of a connection reset first.
+ */
+static void shut(int sock)
+{
+	int fds[KVG_MESSAGE_FDS_MAX];
+	unsigned n_fds = 0;
+	ssize_t n;
+	char byte;
+
+	shutdown(sock, SHUT_RDWR);
+	while ((n = wire_recv(sock, &byte, 1, fds, KVG_MESSAGE_FDS_MAX, &n_fds)) > 0 ||
+		n == -EMSGSIZE)
+		for (; n_fds; n_fds--)
+			close(fds[n_fds - 1]);
+	close(sock);
 }
 
 void session_free(struct session *s)
@@ -62,7 +85,7 @@ void session_free(struct session *s)
 	outbox_fini(&s->outbox);
 	charge_fini(&s->presence);
 	peer_fini(&s->peer);
-	close(s->sock);
+	shut(s->sock);
 	*s->link = s->next;
 	if (s->next)
 		s->next->link = s->link;
@@ -120,6 +143,7 @@ static int wait_for_room(struct session *s, bool waiting)
 	if (waiting == s->waiting)
 		return 0;
 	s->waiting = waiting;
+	server_waiting(s->server, waiting ? 1 : -1);
 	return loop_set_events(s->on_sock, waiting ? EPOLLIN | EPOLLOUT : EPOLLIN);
 }
 

@@ -65,6 +65,7 @@ struct server {
 	int64_t n_sessions;
 	uint64_t last_session;
 	int64_t n_batches; /* commits in flight, in requests */
+	int64_t n_waiting; /* sessions with something to say to a full socket */
 	bool draining;
 	bool refusing; /* connections, and that was logged */
 	server_done_fn done;
@@ -90,5 +91,7 @@ void session_bad_message(struct session *s, const char *what, const char *why);
 
 /* A batch was answered, or nobody waits for it any more. */
 void server_batch_done(struct server *s);
+/* A session begins (1) or ceases (-1) to wait for its socket. */
+void server_waiting(struct server *s, int change);
 
 #endif

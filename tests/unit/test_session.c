@@ -160,6 +160,46 @@ static void test_garbage(void **state)
 	client_hangup(&c);
 }
 
+/* Why a session ended is there to be read, also when the daemon did not read all that the client had to say. */
+static void test_unread_at_the_end(void **state)
+{
+	REQUEST(stat_, stat, Stat, STAT, STAT);
+	Kvgate__V1__Request empty = KVGATE__V1__REQUEST__INIT;
+	struct client c;
+	struct answer a;
+	int fd, before, after;
+
+	(void)state;
+	client_connect(&c, &s); /* the tenant has its own */
+	client_hello(&c, true);
+	client_hangup(&c);
+	fd = dup(0);
+	before = dup(0);
+	close(before);
+	client_connect(&c, &s);
+	client_hello(&c, true);
+	client_send(&c, &stat_);
+	client_send(&c, &empty);
+	for (int i = 0; i < 5; i++)
+		client_send_fds(&c, &stat_, &fd, 1);
+	serving_settle(&s);
+	client_receive(&c, &a);
+	assert_non_null(a.m);
+	assert_int_equal(a.m->code, KVG_CODE_OK);
+	answer_free(&a);
+	client_receive(&c, &a);
+	assert_non_null(a.m);
+	assert_int_equal(a.m->code, KVG_CODE_BAD_MESSAGE);
+	answer_free(&a);
+	client_receive(&c, &a);
+	assert_null(a.m);
+	client_hangup(&c);
+	after = dup(0); /* the lowest that is free: what came with all that is closed */
+	assert_int_equal(after, before);
+	close(after);
+	close(fd);
+}
+
 static void test_fds(void **state)
 {
 	REQUEST(q, stat, Stat, STAT, STAT);
@@ -381,6 +421,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_control, start, stop),
 		cmocka_unit_test_setup_teardown(test_bad_greetings, start, stop),
 		cmocka_unit_test_setup_teardown(test_garbage, start, stop),
+		cmocka_unit_test_setup_teardown(test_unread_at_the_end, start, stop),
 		cmocka_unit_test_setup_teardown(test_fds, start, stop),
 		cmocka_unit_test_setup_teardown(test_session_quota, start, stop),
 		cmocka_unit_test_setup_teardown(test_silent, start, stop),
