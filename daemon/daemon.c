@@ -11,7 +11,8 @@
  * Signals are blocked before anything starts a thread, so that they come to the loop and nowhere else. The watchdog
  * is fed from the loop: if the control thread is stuck, systemd learns of it.
  *
- * SIGTERM, SIGINT: no newcomers, commits in flight finish, then the end. A second one, or drain_seconds: at once.
+ * SIGTERM, SIGINT: no newcomers, commits in flight finish and their answers are taken, then the end. A second one, or
+ * drain_seconds: at once.
  * SIGHUP: options and gates are read again; if anything is wrong with them, all stays as it is.
  */
 #include "daemon/daemon.h"
@@ -101,24 +102,43 @@ static int gates_install(struct gates *g, struct cache *c, const struct options 
 
 /* ---- reload ---- */
 
-static void say_difference(void *userdata, const char *name, bool reload)
+/* Said when all of it is taken over, and not before: a file with a defect further down changes nothing. */
+struct differences {
+	struct {
+		const char *name; /* of the table of parameters */
+		bool reload;
+	} of[OPTION_N];
+	size_t n;
+};
+
+static void note_difference(void *userdata, const char *name, bool reload)
 {
-	(void)userdata;
-	if (reload)
-		log_info("parameter changed", "name=%s", name);
-	else
-		log_warning("parameter not changed: it needs a restart", "name=%s", name);
+	struct differences *d = userdata;
+
+	d->of[d->n].name = name;
+	d->of[d->n++].reload = reload;
+}
+
+static void say_differences(const struct differences *d)
+{
+	for (size_t i = 0; i < d->n; i++)
+		if (d->of[i].reload)
+			log_info("parameter changed", "name=%s", d->of[i].name);
+		else
+			log_warning("parameter not changed: it needs a restart", "name=%s",
+				d->of[i].name);
 }
 
 static int reload(struct daemon *d)
 {
 	struct options *o = NULL;
 	struct gates gates = {.n = 0};
+	struct differences differences = {.n = 0};
 	char why[600];
 	int r = options_load(d->argc, d->argv, d->envp, &o, why, sizeof(why));
 
 	if (r == 0)
-		r = options_follow(o, d->options, say_difference, NULL, why, sizeof(why));
+		r = options_follow(o, d->options, note_difference, &differences, why, sizeof(why));
 	if (r < 0)
 		log_error("configuration not taken over", "why=\"%s\"", why);
 	if (r == 0)
@@ -133,6 +153,7 @@ static int reload(struct daemon *d)
 	server_reload(d->server, o);
 	options_free(d->options);
 	d->options = o;
+	say_differences(&differences);
 	return 0;
 }
 
@@ -160,7 +181,8 @@ static void quit(void *userdata)
 
 static void on_drain_timeout(void *userdata)
 {
-	log_warning("commits in flight took too long: not waiting for them");
+	log_warning("commits in flight, or clients that do not read their answers, took too long: "
+		    "not waiting for them");
 	quit(userdata);
 }
 

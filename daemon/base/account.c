@@ -63,11 +63,13 @@ static void show(const struct account *a, enum account_resource r)
 
 static int refuse(struct account *a, enum account_resource r)
 {
+	const uint64_t n = ++a->refused[r];
+
 	counter_add(a->scope, COUNTER_QUOTA_REFUSALS, 0, 1);
-	if (!a->logged[r])
-		log_warning("quota used up", "tenant=%s what=\"%s\" limit=%llu", a->name,
-			table[r].what, (unsigned long long)a->limit[r]);
-	a->logged[r] = 1;
+	if (!(n & (n - 1))) /* the 1st, 2nd, 4th, 8th ...: nobody fills the log by it */
+		log_warning("quota used up", "tenant=%s what=\"%s\" limit=%llu so_far=%llu",
+			a->name, table[r].what, (unsigned long long)a->limit[r],
+			(unsigned long long)n);
 	return -EDQUOT;
 }
 
@@ -91,9 +93,6 @@ void charge_sub(struct charge *c, uint64_t amount)
 	assert(a && amount <= c->amount && c->amount <= a->used[c->resource]);
 	c->amount -= amount;
 	a->used[c->resource] -= amount;
-	if (a->used[c->resource] <
-		a->limit[c->resource] / 2) /* not at each swing about the limit */
-		a->logged[c->resource] = 0;
 	show(a, c->resource);
 }
 

@@ -2,7 +2,7 @@
 /*
  * account: what one tenant may have, and what it has. A charge is embedded in what it pays for.
  * Thread: the control thread. Locks: none. Blocks: never.
- * Errors: -EDQUOT, an ordinary answer: counted always, logged once until the tenant is below its limit again.
+ * Errors: -EDQUOT, an ordinary answer: counted always, logged less and less often.
  */
 #ifndef KVGATE_DAEMON_BASE_ACCOUNT_H
 #define KVGATE_DAEMON_BASE_ACCOUNT_H
@@ -27,7 +27,7 @@ struct account {
 	const char *name; /* the tenant's, borrowed */
 	struct counter_scope *scope;
 	uint64_t limit[ACCOUNT_N], used[ACCOUNT_N];
-	uint8_t logged[ACCOUNT_N];
+	uint64_t refused[ACCOUNT_N]; /* so often */
 };
 
 void account_init(struct account *a, const char *name, struct counter_scope *scope);

@@ -243,8 +243,42 @@ static bool claimed_twice(const struct options_ids *a, const struct options_ids 
 	return false;
 }
 
+/*
+ * uid-N is the tenant of user N where no section names him (daemon/serve/tenant.c). A section may set its limits, but
+ * anybody else in it would share that user's memory.
+ */
+static int check_tenant_name(
+	const struct options_tenant *t, const char *place, char *ret_why, size_t why_size)
+{
+	const size_t digits = strncmp(t->name, "uid-", 4) ? 0 : strspn(t->name + 4, "0123456789");
+	char own[OPTIONS_NAME_MAX];
+
+	if (!digits || t->name[4 + digits])
+		return 0;
+	for (size_t i = 0; i < t->uids.n; i++) {
+		snprintf(own, sizeof(own), "uid-%u", (unsigned)t->uids.id[i]);
+		if (strcmp(own, t->name))
+			return fail(ret_why, why_size, place,
+				"[tenant %s] has user %u: only user %s may be in it, or choose "
+				"another name",
+				t->name, (unsigned)t->uids.id[i], t->name + 4);
+	}
+	if (t->gids.n)
+		return fail(ret_why, why_size, place,
+			"[tenant %s] has group %u: only user %s may be in it, or choose another "
+			"name",
+			t->name, (unsigned)t->gids.id[0], t->name + 4);
+	return 0;
+}
+
 static int check_tenants(const struct options *o, const char *place, char *ret_why, size_t why_size)
 {
+	for (size_t i = 0; i < o->n_tenants; i++) {
+		int r = check_tenant_name(&o->tenants[i], place, ret_why, why_size);
+
+		if (r < 0)
+			return r;
+	}
 	for (size_t i = 0; i < o->n_tenants; i++)
 		for (size_t k = i + 1; k < o->n_tenants; k++) {
 			const struct options_tenant *a = &o->tenants[i], *b = &o->tenants[k];

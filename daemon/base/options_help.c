@@ -19,7 +19,7 @@ static const struct {
 	{"[tenant NAME]", NULL,
 		"Users that share one cache. Without such a section every user is a tenant of its "
 		"own, named uid-UID; a "
-		"section of that name sets its limits."},
+		"section of that name sets its limits, and has no other user."},
 	{"uids", "list", "users by number or name, separated by commas"},
 	{"gids", "list", "groups; a user whom another section names counts there"},
 	{"[gate NAME]", NULL, "A gate that clients may name when they register a layout."},

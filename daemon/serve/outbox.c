@@ -96,6 +96,27 @@ int outbox_send(struct outbox *o, struct account *a, const void *data, size_t n,
 	return r;
 }
 
+static bool room_beside_replies(const struct outbox *o, const struct account *a, size_t n)
+{
+	const uint64_t bytes = sizeof(struct outbox_message) + n;
+
+	return o->charge.amount + bytes <= OUTBOX_BYTES_MAX / 2 &&
+		a->used[ACCOUNT_REPLIES] + bytes <= a->limit[ACCOUNT_REPLIES] / 2;
+}
+
+int outbox_offer(struct outbox *o, struct account *a, const void *data, size_t n, bool *ret_waiting)
+{
+	int r = -EAGAIN;
+
+	if (!o->first)
+		r = wire_send(o->sock, data, n, NULL, 0);
+	if (r == -EAGAIN)
+		r = room_beside_replies(o, a, n) ? keep(o, a, data, n, NULL, 0) : -ENOBUFS;
+	if (r == 0)
+		*ret_waiting = o->first != NULL;
+	return r == -ENOMEM ? -ENOBUFS : r;
+}
+
 int outbox_flush(struct outbox *o, bool *ret_waiting)
 {
 	while (o->first) {

@@ -27,6 +27,12 @@ void outbox_fini(struct outbox *o);
 /* The fds stay the caller's. *ret_waiting: there is something to flush when the socket is writable. */
 int outbox_send(struct outbox *o, struct account *a, const void *data, size_t n, const int *fds,
 	unsigned n_fds, bool *ret_waiting);
+/*
+ * For what may be lost. It takes at most half of what the client and of what its tenant may have waiting, so that replies,
+ * which must arrive, find room beside it. -ENOBUFS: it was lost, and the session goes on.
+ */
+int outbox_offer(
+	struct outbox *o, struct account *a, const void *data, size_t n, bool *ret_waiting);
 int outbox_flush(struct outbox *o, bool *ret_waiting);
 
 #endif

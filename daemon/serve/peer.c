@@ -7,6 +7,7 @@
 #include "daemon/serve/peer.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -30,22 +31,48 @@ static int open_pidfd(int sock, pid_t pid)
 	return fd < 0 ? -errno : fd;
 }
 
+/*
+ * Where the list does not fit, the kernel copies nothing of it and says how long it is. The process may change its groups
+ * as it likes, those of the socket stay: a second call is enough. The primary group comes first, so that there is always one.
+ */
+static int read_groups(struct peer *p, int sock, gid_t primary)
+{
+	socklen_t size = 0;
+	gid_t *gids;
+
+	if (getsockopt(sock, SOL_SOCKET, SO_PEERGROUPS, NULL, &size) < 0 && errno != ERANGE)
+		size = 0; /* a kernel that keeps none */
+	if (size / sizeof(*gids) > PEER_GROUPS_MAX)
+		return -E2BIG;
+	gids = malloc(sizeof(*gids) + size);
+	if (!gids)
+		return -ENOMEM;
+	gids[0] = primary;
+	if (size && getsockopt(sock, SOL_SOCKET, SO_PEERGROUPS, gids + 1, &size) < 0) {
+		int r = -errno;
+
+		free(gids);
+		return r;
+	}
+	p->gids = gids;
+	p->n_gids = 1 + size / sizeof(*gids);
+	return 0;
+}
+
 int peer_init(struct peer *p, int sock)
 {
 	struct ucred cred;
 	socklen_t size = sizeof(cred);
+	int r;
 
 	*p = (struct peer){.pidfd = -1};
 	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &size) < 0)
 		return -errno;
 	p->uid = cred.uid;
 	p->pid = cred.pid;
-	size = sizeof(p->gids);
-	if (getsockopt(sock, SOL_SOCKET, SO_PEERGROUPS, p->gids, &size) == 0)
-		p->n_gids = size / sizeof(p->gids[0]);
-	if (p->n_gids == PEER_GROUPS_MAX)
-		p->n_gids--;
-	p->gids[p->n_gids++] = cred.gid;
+	r = read_groups(p, sock, cred.gid);
+	if (r < 0)
+		return r;
 	p->pidfd = open_pidfd(sock, cred.pid);
 	if (p->pidfd == -ESRCH)
 		return -ESRCH;
@@ -59,4 +86,7 @@ void peer_fini(struct peer *p)
 	if (p->pidfd >= 0)
 		close(p->pidfd);
 	p->pidfd = -1;
+	free(p->gids);
+	p->gids = NULL;
+	p->n_gids = 0;
 }

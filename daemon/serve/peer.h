@@ -8,17 +8,17 @@
 
 #include <sys/types.h>
 
-#define PEER_GROUPS_MAX 128 /* of a user; those after them do not choose a tenant */
+#define PEER_GROUPS_MAX 65536 /* of a process: the kernel's own limit, NGROUPS_MAX */
 
 struct peer {
 	uid_t uid;
 	pid_t pid;
-	int pidfd; /* -1: of another pid namespace; then only the end of file tells */
-	gid_t gids[PEER_GROUPS_MAX];
+	int pidfd;   /* -1: of another pid namespace; then only the end of file tells */
+	gid_t *gids; /* all: each of them may choose the tenant */
 	size_t n_gids;
 };
 
-/* As of connect(). -ESRCH: gone already. */
+/* As of connect(). -ESRCH: gone already. peer_fini() it in any case. */
 int peer_init(struct peer *p, int sock);
 void peer_fini(struct peer *p);
 

@@ -1,15 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Subscribe, and the delivery of events. An event is a reply with id 0. A subscriber that reads too slowly loses events
- * and not its session: above EVENTS_QUEUED_MAX nothing more is queued for it, what is lost is counted, and the first
- * event that fits again is preceded by one that says how many are missing.
+ * and nothing else: an event that finds no room beside replies (outbox_offer) is counted, and how many are missing is
+ * said before the next one that fits, or when everything that waited is read.
  */
 #include <string.h>
 
 #include "daemon/serve/request.h"
-
-/* Half of what may wait for one client, so that replies find room beside events. */
-#define EVENTS_QUEUED_MAX (OUTBOX_BYTES_MAX / 2)
 
 #define EVENTS_ALL                                                                                 \
 	(1u << KVGATE__V1__EVENT_KIND__EVENT_COMMITTED |                                           \
@@ -27,7 +24,11 @@ int prep_subscribe(struct request *r, const Kvgate__V1__Request *q)
 	struct subscribe_args *a = r->args = request_new(r, 1, struct subscribe_args);
 
 	a->events = m->events &
-		EVENTS_ALL; /* kinds that only newer daemons know never happen here */
+		EVENTS_ALL;          /* kinds that only newer daemons know never happen here */
+	if (m->events && !a->events) /* 0 would end the subscription, which nobody asked for */
+		return request_refuse(r, KVG_CODE_BAD_ARGUMENT,
+			"events 0x%x: none of them is known here; use 0x%x for all, 0 to end it",
+			m->events, EVENTS_ALL);
 	a->tenant = request_text(r, "tenant", m->tenant, OPTIONS_NAME_MAX);
 	return a->tenant ? KVG_CODE_OK : KVG_CODE_BAD_ARGUMENT;
 }
@@ -42,6 +43,7 @@ void events_unsubscribe(struct session *s)
 		p = &(*p)->next_subscriber;
 	*p = s->next_subscriber;
 	s->events = 0;
+	s->events_lost = 0;
 	charge_fini(&s->subscription);
 }
 
@@ -61,7 +63,6 @@ int run_subscribe(struct request *r)
 			return request_over_quota(r, ACCOUNT_SUBSCRIPTIONS);
 		s->events = a->events;
 		s->events_of = t;
-		s->events_lost = 0;
 		s->next_subscriber = s->server->subscribers;
 		s->server->subscribers = s;
 	}
@@ -72,31 +73,40 @@ int run_subscribe(struct request *r)
 	return KVG_CODE_OK;
 }
 
-static void send_event(struct session *s, Kvgate__V1__Event *e)
+static bool offer_event(struct session *s, Kvgate__V1__Event *e)
 {
 	Kvgate__V1__Reply reply = KVGATE__V1__REPLY__INIT;
 
 	reply.body_case = KVGATE__V1__REPLY__BODY_EVENT;
 	reply.event = e;
-	request_send(s, &reply, NULL, 0);
+	return request_offer(s, &reply);
+}
+
+/* False: there is no room even to say so. */
+static bool tell_lost(struct session *s)
+{
+	Kvgate__V1__Event lost = KVGATE__V1__EVENT__INIT;
+
+	if (!s->events_lost)
+		return true;
+	lost.kind = KVGATE__V1__EVENT_KIND__EVENT_LOST;
+	lost.tenant = s->events_of->name;
+	lost.count = s->events_lost;
+	if (!offer_event(s, &lost))
+		return false;
+	s->events_lost = 0;
+	return true;
+}
+
+void events_catch_up(struct session *s)
+{
+	tell_lost(s);
 }
 
 static void deliver(struct session *s, Kvgate__V1__Event *e)
 {
-	if (s->outbox.charge.amount > EVENTS_QUEUED_MAX) {
-		s->events_lost++;
-		return;
-	}
-	if (s->events_lost) {
-		Kvgate__V1__Event lost = KVGATE__V1__EVENT__INIT;
-
-		lost.kind = KVGATE__V1__EVENT_KIND__EVENT_LOST;
-		lost.tenant = e->tenant;
-		lost.count = s->events_lost;
-		s->events_lost = 0;
-		send_event(s, &lost);
-	}
-	send_event(s, e);
+	if (!tell_lost(s) || !offer_event(s, e))
+		session_lost_event(s);
 }
 
 void events_deliver(void *userdata, const struct cache_event *from)

@@ -23,13 +23,13 @@
 static const struct request_op ops[] = {
 	OP(HELLO, hello, .greeting = true),
 	OP(REGISTER_LAYOUT, register_layout),
-	OP(STAGE, stage, .writes = true),
+	OP(STAGE, stage, .writes = true, .maps = true),
 	OP(COMMIT, commit, .writes = true),
 	OP(ABORT, abort),
 	OP(ACQUIRE, acquire),
 	OP(RELEASE, release),
 	OP(PREFETCH, prefetch),
-	OP(MAP_SEGMENTS, map_segments),
+	OP(MAP_SEGMENTS, map_segments, .maps = true),
 	OP(LIST, list),
 	OP(INSPECT, inspect),
 	OP(STAT, stat),
@@ -229,6 +229,13 @@ void request_resume(struct request *r, struct server *s, struct tenant *t, uint6
 	reply->id = id;
 }
 
+bool request_offer(struct session *s, Kvgate__V1__Reply *reply)
+{
+	uint8_t *out = s->server->buffers->out;
+
+	return session_offer(s, out, kvgate__v1__reply__pack(reply, out));
+}
+
 static bool code_ends(int code)
 {
 	return code == KVG_CODE_BAD_MESSAGE || code == KVG_CODE_BAD_FDS ||
@@ -299,6 +306,11 @@ static int check_envelope(struct request *r, const Kvgate__V1__Request *q, unsig
 		return request_refuse(r, KVG_CODE_NOT_HELLO, "%s before hello", op->name);
 	if (s->state != SESSION_GREETING && op->greeting)
 		return request_refuse(r, KVG_CODE_BAD_MESSAGE, "hello twice");
+	if (s->control && op->maps)
+		return request_refuse(r, KVG_CODE_BAD_ARGUMENT,
+			"a control session gets no descriptors, so it has no %s; open a session "
+			"without `control`",
+			op->name);
 	*ret = op;
 	if (s->server->draining && (op->writes || op->greeting))
 		return KVG_CODE_SHUTTING_DOWN;

@@ -63,8 +63,10 @@ void request_serve(struct session *s, const void *data, size_t n, unsigned n_fds
 /* The arena is at hand again, to make the reply to a request that began earlier. Not while one is served. */
 void request_resume(struct request *r, struct server *s, struct tenant *t, uint64_t id,
 	Kvgate__V1__Reply *reply);
-/* A reply outside of a request: of a commit that is done, or an event. */
+/* A reply, also outside of a request: of a commit that is done. */
 void request_send(struct session *s, Kvgate__V1__Reply *reply, const int *fds, unsigned n_fds);
+/* An event. False: it is lost, there is no room beside replies. */
+bool request_offer(struct session *s, Kvgate__V1__Reply *reply);
 
 struct request_buffers *request_buffers_new(void);
 struct request_buffers *request_buffers_free(struct request_buffers *b);
@@ -79,6 +81,7 @@ struct request_op {
 	int (*run)(struct request *r);
 	bool greeting; /* the one that opens a session */
 	bool writes;   /* refused while the daemon drains */
+	bool maps;     /* gives descriptors out: not to a control session */
 };
 
 #define REQUEST_OP(name)                                                                           \
@@ -106,6 +109,7 @@ void commits_cancel(struct server *s);  /* the daemon goes down: nobody waits fo
 void later_orphan(struct session *s);   /* the same for purges and verifications */
 void later_cancel(struct server *s);
 void events_unsubscribe(struct session *s);
+void events_catch_up(struct session *s); /* it has read everything: tells it what it lost */
 struct cache_event;
 void events_deliver(void *server, const struct cache_event *e);
 

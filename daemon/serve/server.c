@@ -3,8 +3,8 @@
  * The list of sessions and what concerns all of them: accepting, reloading, draining.
  *
  * Draining: the socket is closed for newcomers, stages and commits are refused; commits in flight, purges and
- * verifications go on and are answered; when there is none left, done runs. Sessions stay until server_free(), so that
- * clients may read on.
+ * verifications go on and are answered; when there is none left and every client has taken what waited for it, done
+ * runs. Sessions stay until server_free(), so that clients may read on.
  */
 #include "daemon/serve/server.h"
 
@@ -92,7 +92,7 @@ static void drained(struct server *s)
 {
 	server_done_fn done = s->done;
 
-	if (!s->draining || s->n_batches || !done)
+	if (!s->draining || s->n_batches || s->n_waiting || !done)
 		return;
 	s->done = NULL;
 	done(s->done_userdata);
@@ -112,6 +112,13 @@ void server_batch_done(struct server *s)
 {
 	assert(s->n_batches > 0);
 	s->n_batches--;
+	drained(s);
+}
+
+void server_waiting(struct server *s, int change)
+{
+	s->n_waiting += change;
+	assert(s->n_waiting >= 0);
 	drained(s);
 }
 

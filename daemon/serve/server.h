@@ -30,7 +30,10 @@ int server_listen(struct server *s, char *ret_why, size_t why_size);
 /* Takes over what can change at run time; `o` replaces the options given before. */
 void server_reload(struct server *s, const struct options *o);
 
-/* No new sessions, stages or commits; done runs when what is under way is finished, perhaps at once. */
+/*
+ * No new sessions, stages or commits; done runs when what is under way is finished and nothing that was said to a client
+ * waits in here any more, perhaps at once. A client that does not read is for the caller to lose patience with.
+ */
 typedef void (*server_done_fn)(void *userdata);
 void server_drain(struct server *s, server_done_fn done, void *userdata);
 

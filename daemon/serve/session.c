@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "daemon/base/log.h"
@@ -45,6 +46,28 @@ static void silence(struct session *s)
 {
 	s->on_sock = loop_del_fd(s->on_sock);
 	s->on_death = loop_del_fd(s->on_death);
+	if (s->waiting)
+		server_waiting(s->server, -1);
+	s->waiting = false;
+}
+
+/*
+ * What the client has not read yet it can still read after the end, but only if nothing that it sent lies here unread: else
+ * the kernel tells it of a connection reset first.
+ */
+static void shut(int sock)
+{
+	int fds[KVG_MESSAGE_FDS_MAX];
+	unsigned n_fds = 0;
+	ssize_t n;
+	char byte;
+
+	shutdown(sock, SHUT_RDWR);
+	while ((n = wire_recv(sock, &byte, 1, fds, KVG_MESSAGE_FDS_MAX, &n_fds)) > 0 ||
+		n == -EMSGSIZE)
+		for (; n_fds; n_fds--)
+			close(fds[n_fds - 1]);
+	close(sock);
 }
 
 void session_free(struct session *s)
@@ -63,7 +86,7 @@ void session_free(struct session *s)
 	outbox_fini(&s->outbox);
 	charge_fini(&s->presence);
 	peer_fini(&s->peer);
-	close(s->sock);
+	shut(s->sock);
 	*s->link = s->next;
 	if (s->next)
 		s->next->link = s->link;
@@ -88,24 +111,40 @@ void session_end(struct session *s, const char *why)
 	loop_post(s->server->parts.loop, &s->end);
 }
 
+/* The 1st, 2nd, 4th, 8th ... of a tenant: nobody fills the log by what he may do again and again. */
+static bool worth_a_line(int64_t n)
+{
+	return !(n & (n - 1));
+}
+
 static void cut_off(struct session *s, int error)
 {
+	int64_t n;
+
 	if (error == -EPIPE || error == -ECONNRESET) {
 		session_end(s, "hung up");
 		return;
 	}
-	log_warning("client cut off", "session=%llu tenant=%s pid=%d client=\"%s\" why=\"%s\"",
-		(unsigned long long)s->id, s->tenant->name, (int)s->peer.pid, s->client,
-		error == -ENOBUFS || error == -EDQUOT ? "does not read its replies"
-						      : strerror(-error));
+	counter_add(s->tenant->scope, COUNTER_CUT_OFF, 0, 1);
+	n = counter_get(s->tenant->scope, COUNTER_CUT_OFF, 0);
+	if (worth_a_line(n))
+		log_warning("client cut off",
+			"session=%llu tenant=%s pid=%d client=\"%s\" why=\"%s\" so_far=%lld",
+			(unsigned long long)s->id, s->tenant->name, (int)s->peer.pid, s->client,
+			error == -ENOBUFS || error == -EDQUOT ? "does not read its replies"
+							      : strerror(-error),
+			(long long)n);
 	session_end(s, "cut off");
 }
 
+/* A subscriber that lost events is told so as soon as it has read what it got, whether more happens or not. */
 static int wait_for_room(struct session *s, bool waiting)
 {
+	waiting |= s->events_lost != 0;
 	if (waiting == s->waiting)
 		return 0;
 	s->waiting = waiting;
+	server_waiting(s->server, waiting ? 1 : -1);
 	return loop_set_events(s->on_sock, waiting ? EPOLLIN | EPOLLOUT : EPOLLIN);
 }
 
@@ -123,13 +162,41 @@ void session_send(struct session *s, const void *data, size_t n, const int *fds,
 		cut_off(s, r);
 }
 
+bool session_offer(struct session *s, const void *data, size_t n)
+{
+	bool waiting = s->waiting;
+	int r;
+
+	if (s->state == SESSION_ENDING)
+		return true;
+	r = outbox_offer(&s->outbox, &s->tenant->account, data, n, &waiting);
+	if (r == -ENOBUFS)
+		return false;
+	if (r == 0)
+		r = wait_for_room(s, waiting);
+	if (r < 0)
+		cut_off(s, r);
+	return true;
+}
+
+void session_lost_event(struct session *s)
+{
+	int r;
+
+	s->events_lost++;
+	counter_add(s->tenant->scope, COUNTER_EVENTS_LOST, 0, 1);
+	r = wait_for_room(s, true);
+	if (r < 0)
+		cut_off(s, r);
+}
+
 void session_bad_message(struct session *s, const char *what, const char *why)
 {
 	int64_t n;
 
 	counter_add(s->tenant->scope, COUNTER_BAD_MESSAGES, 0, 1);
 	n = counter_get(s->tenant->scope, COUNTER_BAD_MESSAGES, 0);
-	if (n & (n - 1)) /* the 1st, 2nd, 4th, 8th ... of a tenant: nobody fills the log by it */
+	if (!worth_a_line(n))
 		return;
 	log_warning("bad message",
 		"session=%llu tenant=%s pid=%d client=\"%s\" code=%s why=\"%s\" so_far=%lld",
@@ -159,20 +226,29 @@ static void receive(struct session *s)
 	}
 }
 
+static int flush(struct session *s)
+{
+	bool waiting = s->waiting;
+	int r = outbox_flush(&s->outbox, &waiting);
+
+	if (r == 0 && !waiting)
+		events_catch_up(s);
+	if (r == 0 && s->state != SESSION_ENDING)
+		r = wait_for_room(s, s->outbox.first != NULL);
+	return r;
+}
+
 static void on_socket(void *userdata, uint32_t events)
 {
 	struct session *s = userdata;
 
 	if (events & EPOLLOUT) {
-		bool waiting = s->waiting;
-		int r = outbox_flush(&s->outbox, &waiting);
+		int r = flush(s);
 
-		if (r == 0)
-			r = wait_for_room(s, waiting);
-		if (r < 0) {
+		if (r < 0)
 			cut_off(s, r);
+		if (s->state == SESSION_ENDING)
 			return;
-		}
 	}
 	if (events & (EPOLLIN | EPOLLHUP | EPOLLERR))
 		receive(s);

@@ -69,6 +69,7 @@ struct server {
 	uint64_t last_session;
 	struct later *later; /* those of sessions that are gone */
 	int64_t n_batches;   /* requests that are answered later */
+	int64_t n_waiting;   /* sessions with something to say to a full socket */
 	bool draining;
 	bool refusing; /* connections, and that was logged */
 	server_done_fn done;
@@ -84,10 +85,17 @@ void session_end(struct session *s, const char *why);
 /* A whole message. A client that cannot be told, or does not read, is cut off. */
 void session_send(struct session *s, const void *data, size_t n, const int *fds, unsigned n_fds);
 
+/* The same for an event. False: there is no room for it beside replies; nothing happened. */
+bool session_offer(struct session *s, const void *data, size_t n);
+/* An event was lost: when everything is read, events_catch_up() runs. */
+void session_lost_event(struct session *s);
+
 /* The client broke the protocol: counted, and logged less and less often. */
 void session_bad_message(struct session *s, const char *what, const char *why);
 
 /* One of n_batches was answered, or nobody waits for it any more. */
 void server_batch_done(struct server *s);
+/* A session begins (1) or ceases (-1) to wait for its socket. */
+void server_waiting(struct server *s, int change);
 
 #endif

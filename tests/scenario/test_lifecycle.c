@@ -135,6 +135,48 @@ static void test_client_sees_the_end(void **state)
 	daemon_cleanup(&d);
 }
 
+static void configure(const struct daemon_process *d, const char *config)
+{
+	FILE *f = fopen(d->config, "w");
+
+	assert(f);
+	fputs(config, f);
+	fclose(f);
+	assert_int_equal(kill(d->pid, SIGHUP), 0);
+}
+
+static void wait_logged(const struct daemon_process *d, const char *text)
+{
+	for (int i = 0; i < 2000 && !daemon_logged(d, text); i++)
+		usleep(5000);
+	if (!daemon_logged(d, text))
+		fail_msg("it did not log `%s`", text);
+}
+
+/* What differs is said when it holds, and not of a file that is refused for its gate. */
+static void test_reload_says_what_holds(void **state)
+{
+	static const char memory[] =
+		"[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n";
+	struct daemon_process d;
+	char config[300];
+
+	(void)state;
+	daemon_start(&d, memory);
+	snprintf(config, sizeof(config),
+		"%sfloor = 0.5\nhuge_pages = no\n[gate g]\nfile = /nonexistent/gate.pt\n", memory);
+	configure(&d, config);
+	wait_logged(&d, "gate cannot be loaded");
+	assert_false(daemon_logged(&d, "parameter"));
+	snprintf(config, sizeof(config), "%sfloor = 0.5\nhuge_pages = no\n", memory);
+	configure(&d, config);
+	wait_logged(&d, "configuration taken over");
+	assert_true(daemon_logged(&d, "parameter changed name=floor"));
+	assert_true(daemon_logged(&d, "parameter not changed: it needs a restart name=huge_pages"));
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
 static void test_reload(void **state)
 {
 	struct daemon_process d;
@@ -284,6 +326,7 @@ int main(void)
 		cmocka_unit_test(test_after_sigkill),
 		cmocka_unit_test(test_client_sees_the_end),
 		cmocka_unit_test(test_reload),
+		cmocka_unit_test(test_reload_says_what_holds),
 		cmocka_unit_test(test_reload_and_run_time),
 		cmocka_unit_test(test_notify),
 	};

@@ -2,6 +2,7 @@
 /* Tenants come from the kernel's word on who connected; nothing of one is ever seen by another. */
 #include <assert.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -124,6 +125,62 @@ static void test_config_joins_users(void **state)
 		"[tenant team]\nuids = 61001\ngids = 61002\n");
 	assert_int_equal(child_run(UID_A, put, &a), 0);
 	assert_int_equal(child_run(UID_B, look, &a), 0);
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
+/* A section under the name of an unconfigured user would give that user's blocks away: not even started. */
+static void test_no_name_of_another(void **state)
+{
+	struct daemon_process d = {0};
+	struct task a = {.d = &d, .tenant = "uid-61001", .seed = 5, .expect = BLOCKS};
+	struct task b = {.d = &d, .tenant = "uid-61002", .seed = 5, .expect = 0};
+
+	(void)state;
+	if (!can_change_user())
+		skip();
+	daemon_spawn(&d,
+		"[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n"
+		"[tenant uid-61002]\nuids = 61001\n",
+		NULL);
+	assert_int_not_equal(daemon_wait(&d), 0);
+	assert_true(daemon_logged(&d, "[tenant uid-61002] has user 61001"));
+	/* one's own name is fine, and so are limits for it */
+	daemon_spawn(&d,
+		"[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n"
+		"[tenant uid-61001]\nuids = 61001\n[tenant uid-61002]\nsessions = 3\n",
+		NULL);
+	assert_true(daemon_wait_ready(&d));
+	assert_int_equal(child_run(UID_A, put, &a), 0);
+	assert_int_equal(child_run(UID_B, look, &b), 0);
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
+/* The last of more groups than anybody would list still names the tenant. */
+static int put_with_groups(void *arg)
+{
+	gid_t groups[500];
+
+	for (int i = 0; i < 500; i++)
+		groups[i] = 70000 + (gid_t)i;
+	if (setgroups(500, groups) || setgid(UID_B) || setuid(UID_B))
+		return 126;
+	return put(arg);
+}
+
+static void test_many_groups(void **state)
+{
+	struct daemon_process d;
+	struct task a = {.d = &d, .tenant = "team", .seed = 5};
+
+	(void)state;
+	if (!can_change_user())
+		skip();
+	daemon_start(&d,
+		"[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n"
+		"[tenant team]\ngids = 70499\n");
+	assert_int_equal(child_run(0, put_with_groups, &a), 0);
 	assert_int_equal(daemon_stop(&d), 0);
 	daemon_cleanup(&d);
 }
@@ -252,6 +309,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_users_are_apart),
 		cmocka_unit_test(test_config_joins_users),
+		cmocka_unit_test(test_no_name_of_another),
+		cmocka_unit_test(test_many_groups),
 		cmocka_unit_test(test_admin_only),
 		cmocka_unit_test(test_watermarks_of_all),
 	};

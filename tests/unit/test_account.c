@@ -114,22 +114,28 @@ static size_t lines_logged(int file)
 	return lines;
 }
 
-/* A client that tries on and on fills no log. */
-static void test_logged_once(void **state)
+/* A client that tries on and on fills no log, nor one that goes round and round its limit. */
+static void test_logged_less_and_less(void **state)
 {
 	int file = memfd_create("log", MFD_CLOEXEC), saved = dup(STDERR_FILENO);
-	struct charge x = {0};
+	struct charge x = {0}, y = {0};
 
 	(void)state;
 	dup2(file, STDERR_FILENO);
 	assert_int_equal(charge_add(&x, &a, ACCOUNT_STAGING, 100), 0);
 	for (int i = 0; i < 1000; i++)
-		charge_add(&x, &a, ACCOUNT_STAGING, 1);
-	assert_int_equal(lines_logged(file), 1);
+		assert_int_equal(charge_add(&x, &a, ACCOUNT_STAGING, 1), -EDQUOT);
+	assert_int_equal(lines_logged(file), 10); /* 1, 2, 4 ... 512 */
 	assert_int_equal(counter_get(scope, COUNTER_QUOTA_REFUSALS, 0), 1000);
-	charge_fini(&x); /* and when it happens anew, it is said again */
-	assert_int_equal(charge_add(&x, &a, ACCOUNT_STAGING, 101), -EDQUOT);
-	assert_int_equal(lines_logged(file), 2);
+	for (int i = 0; i < 1000; i++) {
+		charge_fini(&x);
+		assert_int_equal(charge_add(&x, &a, ACCOUNT_STAGING, 100), 0);
+		assert_int_equal(charge_add(&x, &a, ACCOUNT_STAGING, 1), -EDQUOT);
+	}
+	assert_int_equal(lines_logged(file), 11); /* and 1024 */
+	assert_int_equal(charge_add(&y, &a, ACCOUNT_PINS, 3), -EDQUOT);
+	assert_int_equal(lines_logged(file), 12); /* another quota is another thing to say */
+	charge_fini(&x);
 	dup2(saved, STDERR_FILENO);
 	close(saved);
 	close(file);
@@ -142,7 +148,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_take, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_limit_below_use, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_text, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_logged_once, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_logged_less_and_less, setup, teardown),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

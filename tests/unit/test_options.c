@@ -88,6 +88,11 @@ static void test_refused(void **state)
 		"[tenant a] and [tenant b] both have user 2");
 	refuse("[tenant a]\ngids = 7\n[tenant b]\nuids = 7\n[tenant c]\ngids = 7\n",
 		"[tenant a] and [tenant c] both have group 7");
+	/* the name under which a user without a section goes belongs to that user */
+	refuse("[tenant uid-61002]\nuids = 61001\n", "[tenant uid-61002] has user 61001");
+	refuse("[tenant uid-5]\nuids = 5 6\n", "[tenant uid-5] has user 6: only user 5");
+	refuse("[tenant uid-5]\nuids = 5\ngids = 5\n", "[tenant uid-5] has group 5");
+	refuse("[tenant uid-05]\nuids = 5\n", "[tenant uid-05] has user 5");
 	refuse("[tenant a]\nhost_bytes = 1TiB\n", "host_bytes");
 	refuse("[gate g]\n", "[gate g] has no file");
 	refuse("[gate g]\npath = x\n", "path is not a parameter of [gate NAME]");
@@ -133,13 +138,14 @@ static void test_tenants(void **state)
 	struct options *o = parse(
 		"[memory]\nhost_bytes = 1GiB\nfloor = .5\n[limits]\nsessions = 7\n"
 		"[tenant a]\nuids = 1, root,\n   2 3\nhost_bytes = 2GiB\nstaging_bytes = 1MiB\n"
-		"[tenant b]\ngids = 50\nfloor = .25\n[tenant uid-77]\nsessions = 3\n");
+		"[tenant b]\ngids = 50\nfloor = .25\n[tenant uid-77]\nsessions = 3\n"
+		"[tenant uid-78]\nuids = 78\n[tenant uid-team]\nuids = 79\n");
 	const struct options_tenant *a, *b, *c;
 	const gid_t groups[] = {10, 50};
 
 	(void)state;
 	assert_non_null(o);
-	assert_int_equal(o->n_tenants, 3);
+	assert_int_equal(o->n_tenants, 5);
 	a = options_tenant_find(o, "a");
 	b = options_tenant_find(o, "b");
 	c = options_tenant_find(o, "uid-77");

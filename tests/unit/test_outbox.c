@@ -127,6 +127,53 @@ static void test_bounded(void **state)
 	outbox_fini(&o);
 }
 
+static unsigned offer_until_lost(struct outbox *o)
+{
+	uint32_t message[64] = {0};
+	bool waiting = false;
+	unsigned n = 0;
+	int r;
+
+	while ((r = outbox_offer(o, &account, message, sizeof(message), &waiting)) == 0)
+		n++;
+	assert_int_equal(r, -ENOBUFS);
+	return n;
+}
+
+/* What may be lost takes half of the room at most, and is no refusal of a quota. */
+static void test_offers(void **state)
+{
+	struct outbox o, other;
+	bool waiting = false;
+	uint32_t n = 0;
+	int pair[2], r;
+
+	(void)state;
+	outbox_init(&o, sv[0]);
+	offer_until_lost(&o);
+	assert_in_range(
+		account.used[ACCOUNT_REPLIES], OUTBOX_BYTES_MAX / 2 - 1000, OUTBOX_BYTES_MAX / 2);
+	assert_int_equal(offer_until_lost(&o), 0);
+	while ((r = send_number(&o, n, &waiting)) == 0 && n < 100000)
+		n += 2;
+	assert_int_equal(r, -ENOBUFS);
+	assert_true(account.used[ACCOUNT_REPLIES] > OUTBOX_BYTES_MAX - 1000);
+	/* the tenant's half: with what the first one has waiting, nothing is left of it */
+	account_set_limit(&account, ACCOUNT_REPLIES, 2 * OUTBOX_BYTES_MAX - 2000);
+	assert_int_equal(
+		socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
+	outbox_init(&other, pair[0]);
+	assert_true(offer_until_lost(&other) > 0); /* the socket's own room is nobody's */
+	assert_null(other.first);
+	assert_int_equal(send_number(&other, 0, &waiting), 0);
+	assert_non_null(other.first);
+	assert_int_equal(counter_get(account.scope, COUNTER_QUOTA_REFUSALS, 0), 0);
+	outbox_fini(&other);
+	outbox_fini(&o);
+	close(pair[0]);
+	close(pair[1]);
+}
+
 static void test_hung_up(void **state)
 {
 	struct outbox o;
@@ -136,6 +183,7 @@ static void test_hung_up(void **state)
 	outbox_init(&o, sv[0]);
 	shutdown(sv[1], SHUT_RDWR);
 	assert_int_equal(send_number(&o, 0, &waiting), -EPIPE);
+	assert_int_equal(outbox_offer(&o, &account, "x", 1, &waiting), -EPIPE);
 	outbox_fini(&o);
 }
 
@@ -144,6 +192,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_order, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_bounded, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_offers, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_hung_up, setup, teardown),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

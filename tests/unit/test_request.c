@@ -425,16 +425,42 @@ static void test_events(void **state)
 		client_code(&c, &q), KVG_CODE_QUOTA); /* one of this tenant's is the limit */
 	client_put(&c, layout, 1);
 	expect_event(&w, KVGATE__V1__EVENT_KIND__EVENT_COMMITTED);
+	q_body.events = 1u << 0 |
+		1u << 31; /* only what nobody can subscribe to: and nothing ends by that */
+	assert_int_equal(client_code(&w, &q), KVG_CODE_BAD_ARGUMENT);
+	client_put(&c, layout, 3);
+	expect_event(&w, KVGATE__V1__EVENT_KIND__EVENT_COMMITTED);
 	q_body.events = 1 << 3;
 	assert_int_equal(client_code(&w, &q), KVG_CODE_OK);
 	client_put(&c, layout, 2); /* not this kind any more */
 	assert_int_equal(client_code(&c, &purge), KVG_CODE_OK);
-	expect_event(&w, KVGATE__V1__EVENT_KIND__EVENT_EVICTED);
-	expect_event(&w, KVGATE__V1__EVENT_KIND__EVENT_EVICTED);
+	for (int i = 0; i < 3; i++)
+		expect_event(&w, KVGATE__V1__EVENT_KIND__EVENT_EVICTED);
 	q_body.events = 0;
 	assert_int_equal(client_code(&w, &q), KVG_CODE_OK);
 	q_body.events = 2;
 	assert_int_equal(client_code(&c, &q), KVG_CODE_OK); /* it is free again */
+	client_hangup(&w);
+}
+
+/* What would bring a descriptor is not for a session that gets none. */
+static void test_control_gets_no_fds(void **state)
+{
+	REQUEST(map, map_segments, MapSegments, MAP_SEGMENTS, MAP_SEGMENTS);
+	struct client w;
+	uint64_t id;
+	uint32_t segment = 1;
+
+	(void)state;
+	client_put(&c, layout, 1);
+	client_connect(&w, &s);
+	client_hello(&w, true);
+	assert_int_equal(-client_stage(&w, layout, 1, &id), KVG_CODE_BAD_ARGUMENT);
+	map_body.segments = &segment;
+	map_body.n_segments = 1;
+	assert_int_equal(client_code(&w, &map), KVG_CODE_BAD_ARGUMENT);
+	assert_int_equal(client_code(&c, &map), KVG_CODE_OK);
+	assert_int_equal(client_stage(&c, layout, 1, &id), 1);
 	client_hangup(&w);
 }
 
@@ -451,6 +477,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_inspect_and_segments, start, stop),
 		cmocka_unit_test_setup_teardown(test_policy, start, stop),
 		cmocka_unit_test_setup_teardown(test_events, start, stop),
+		cmocka_unit_test_setup_teardown(test_control_gets_no_fds, start, stop),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
