@@ -25,12 +25,20 @@ struct score_c {
 	uint32_t tokens;
 };
 
+/* One or two blocks of 16 rows of weights, `next` bytes apart, from some column on. */
+struct score_w {
+	const void *blocks;
+	size_t next;
+	bool wide; /* f32 [column][row]; else bf16, as struct gate_matrix has it */
+};
+
 /*
  * x goes in panels: `tile` tokens by up to `columns` columns, the way the kernel reads them, zero where
  * there is no token or column.
  */
 struct score_ops {
 	uint32_t tile, columns;
+	uint32_t blocks; /* of rows that one multiply takes, 1 or 2 */
 	size_t panel_bytes;
 	bool rounds; /* its products take bf16 only */
 	void (*begin)(void);
@@ -38,8 +46,10 @@ struct score_ops {
 	/* `used` <= `columns` columns of `tokens` <= tile rows, from column `first`. */
 	void (*pack)(const struct score_x *x, uint32_t token, uint32_t tokens, uint32_t first,
 		uint32_t used, uint32_t columns, void *ret_panel);
-	/* c (+)= panel times the transpose of one or two blocks of 16 rows, `columns` columns of them. */
-	void (*multiply)(const uint16_t *w, unsigned blocks, size_t block_stride, const void *panel,
+	/* One block of bf16 weights as f32, for a multiply that takes no bf16; NULL where it does. */
+	void (*widen)(const uint16_t *w, uint32_t columns, float *ret);
+	/* c (+)= panel times the transpose of `blocks` blocks, `columns` columns of them. */
+	void (*multiply)(const struct score_w *w, unsigned blocks, const void *panel,
 		uint32_t columns, float *c, size_t c_stride, bool add);
 	/* Scores of Fast KVzip from its projections; `v` has room for score_lanes_floats(). */
 	void (*fast_kvzip)(const struct gate *g, const struct gate_layer *y,

@@ -35,8 +35,17 @@ static void pack(const struct score_x *x, uint32_t token, uint32_t tokens, uint3
 			panel[t * columns + k] = element(x, (token + t) * x->stride + first + k);
 }
 
-static void multiply(const uint16_t *w, unsigned blocks, size_t block_stride, const void *panel,
-	uint32_t columns, float *c, size_t c_stride, bool add)
+static float weight(const struct score_w *w, unsigned block, uint32_t k, uint32_t row)
+{
+	const char *at = (const char *)w->blocks + block * w->next;
+
+	if (w->wide)
+		return ((const float *)at)[k * GATE_ROWS + row];
+	return bf16_to_f32(((const uint16_t *)at)[k / 2 * 2 * GATE_ROWS + row * 2 + k % 2]);
+}
+
+static void multiply(const struct score_w *w, unsigned blocks, const void *panel, uint32_t columns,
+	float *c, size_t c_stride, bool add)
 {
 	const float *x = panel;
 
@@ -48,9 +57,7 @@ static void multiply(const uint16_t *w, unsigned blocks, size_t block_stride, co
 				memset(sum, 0, GATE_ROWS * sizeof(*sum));
 			for (uint32_t k = 0; k < columns; k++)
 				for (uint32_t r = 0; r < GATE_ROWS; r++)
-					sum[r] += x[t * columns + k] *
-						bf16_to_f32(w[b * block_stride +
-							k / 2 * 2 * GATE_ROWS + r * 2 + k % 2]);
+					sum[r] += x[t * columns + k] * weight(w, b, k, r);
 		}
 	}
 }
@@ -135,6 +142,7 @@ static void gelu(const struct gate_matrix *m, const struct score_c *c, bool exac
 const struct score_ops score_scalar = {
 	.tile = TILE,
 	.columns = COLUMNS,
+	.blocks = 2,
 	.panel_bytes = sizeof(float) * TILE * COLUMNS,
 	.pack = pack,
 	.multiply = multiply,
