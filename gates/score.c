@@ -8,9 +8,9 @@
  *     c[token][row] += panel[token][column] * w[row][column]      columns outermost, then rows, then tokens
  *
  * bf16 times bf16 is exact in f32 and all paths add up in f32, so `exact` and `fast` have the same product;
- * they differ in what is rounded afterwards. Only f32 hidden states are another matter: `exact` rounds them to
- * bf16 first, as the reference is given them; `fast` does not, and therefore takes f32 products even where
- * there are better instructions for bf16.
+ * they differ in what is rounded afterwards, to the gate's dtype or not at all. Only f32 hidden states are another
+ * matter: `exact` rounds them to the gate's dtype first, as the reference is given them; `fast` does not. Wherever one
+ * side is no bf16, products are f32's, even where there are better instructions for bf16.
  */
 #include "gates/score.h"
 
@@ -60,15 +60,18 @@ static const struct score_ops *ops_of(enum gate_isa isa)
 	}
 }
 
-static const struct score_ops *pick(const struct gate *g, enum gate_isa isa, bool round)
+static const struct score_ops *pick(
+	const struct gate *g, enum gate_isa isa, const struct score_x *x)
 {
 	const struct score_ops *ops = ops_of(isa == GATE_ISA_AUTO ? g->info.isa : isa);
 
 #ifdef SCORE_X86
-	if (ops->rounds && !round)
+	if (ops->bf16 &&
+		(g->info.dtype != KVG_DTYPE_BF16 ||
+			(x->dtype != KVG_DTYPE_BF16 && x->round != KVG_DTYPE_BF16)))
 		return &score_avx512;
 #else
-	(void)round;
+	(void)x;
 #endif
 	return ops;
 }
@@ -139,12 +142,12 @@ static void pack_panels(const struct score_ops *ops, const struct gate_matrix *m
 static struct score_w weights_at(const struct score_ops *ops, const struct gate_matrix *m,
 	uint32_t b, uint32_t first, uint32_t columns, float *wide)
 {
-	struct score_w w = {.next = (size_t)m->depth * GATE_ROWS * sizeof(*m->w)};
-	const uint16_t *narrow = m->w + ((size_t)b * m->depth + first) * GATE_ROWS;
+	size_t column = GATE_ROWS * (m->wide ? sizeof(float) : sizeof(uint16_t));
+	struct score_w w = {.wide = m->wide, .next = m->depth * column};
 
-	w.blocks = narrow;
-	if (ops->widen) {
-		ops->widen(narrow, columns, wide);
+	w.blocks = (const char *)m->w + b * w.next + first * column;
+	if (ops->widen && !m->wide) {
+		ops->widen(w.blocks, columns, wide);
 		w.blocks = wide;
 		w.wide = true;
 	}
@@ -176,40 +179,39 @@ static void project(const struct score_ops *ops, const struct gate_matrix *m,
 		ops->end();
 }
 
-static void put_linear(const struct gate_matrix *m, const struct score_c *c, bool exact,
+static void put_linear(const struct gate_matrix *m, const struct score_c *c, uint32_t round,
 	float *ret_scores, size_t score_stride)
 {
 	for (uint32_t r = 0; r < m->rows; r++) {
 		for (uint32_t t = 0; t < c->tokens; t++) {
 			float v = c->values[t * c->stride + r] + m->bias[r];
 
-			ret_scores[r * score_stride + t] = exact ? bf16_to_f32(bf16_from_f32(v))
-								 : v;
+			ret_scores[r * score_stride + t] = gate_round(v, round);
 		}
 	}
 }
 
 static void score_chunk(const struct gate *g, const struct gate_layer *y, const struct score_x *x,
-	uint32_t tokens, enum gate_isa isa, bool exact, struct gate_scratch *s, float *ret_scores,
+	uint32_t tokens, enum gate_isa isa, struct gate_scratch *s, float *ret_scores,
 	size_t score_stride)
 {
-	const struct score_ops *ops = pick(g, isa, exact || x->dtype == KVG_DTYPE_BF16);
+	const struct score_ops *ops = pick(g, isa, x);
 	struct score_c c = {s->c, (size_t)y->in.blocks * GATE_ROWS, tokens};
 	struct score_c out = {s->out, (size_t)y->out.blocks * GATE_ROWS, tokens};
-	struct score_x h = {s->c, KVG_DTYPE_F32, c.stride, exact};
+	struct score_x h = {s->c, KVG_DTYPE_F32, c.stride, x->round};
 
 	project(ops, &y->in, x, s, &c);
 	switch (g->info.kind) {
 	case GATE_FAST_KVZIP:
-		ops->fast_kvzip(g, y, &c, exact, s->v, ret_scores, score_stride);
+		ops->fast_kvzip(g, y, &c, x->round, s->v, ret_scores, score_stride);
 		break;
 	case GATE_KVZAP_LINEAR:
-		put_linear(&y->in, &c, exact, ret_scores, score_stride);
+		put_linear(&y->in, &c, x->round, ret_scores, score_stride);
 		break;
 	case GATE_KVZAP_MLP:
-		ops->gelu(&y->in, &c, exact);
-		project(pick(g, isa, exact), &y->out, &h, s, &out);
-		put_linear(&y->out, &out, exact, ret_scores, score_stride);
+		ops->gelu(&y->in, &c, x->round);
+		project(pick(g, isa, &h), &y->out, &h, s, &out);
+		put_linear(&y->out, &out, x->round, ret_scores, score_stride);
 		break;
 	}
 }
@@ -225,11 +227,11 @@ void gate_score(const struct gate *g, uint32_t layer, const void *x, uint32_t x_
 			.data = (const char *)x + t * x_stride * dtype_bytes(x_dtype),
 			.dtype = x_dtype,
 			.stride = x_stride,
-			.round = arithmetic == GATE_EXACT,
+			.round = arithmetic == GATE_EXACT ? g->info.dtype : KVG_DTYPE_F32,
 		};
 
 		score_chunk(g, &g->layers[layer], &rows, min_u32(scratch->tokens, tokens - t), isa,
-			arithmetic == GATE_EXACT, scratch, ret_scores + t, score_stride);
+			scratch, ret_scores + t, score_stride);
 	}
 }
 

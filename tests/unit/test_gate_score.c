@@ -266,7 +266,7 @@ static void test_extremes(void **state)
 }
 
 /* NaN makes its own token's scores NaN, in every head, and no other's. */
-static void test_nan(void **state)
+static void check_nan(uint32_t dtype)
 {
 	static const uint16_t nans[] = {0x7fc0, 0x7fff, 0xffc1};
 	struct fixture f = {.info = usual};
@@ -274,7 +274,7 @@ static void test_nan(void **state)
 	uint16_t x[TOKENS * 160];
 	float clean[3 * TOKENS], dirty[3 * TOKENS];
 
-	(void)state;
+	f.info.dtype = dtype;
 	fixture_init(&f, 9);
 	g = fixture_gate(&f);
 	each_way(arithmetic, isa)
@@ -297,8 +297,16 @@ static void test_nan(void **state)
 	fixture_fini(&f);
 }
 
+static void test_nan(void **state)
+{
+	(void)state;
+	check_nan(KVG_DTYPE_BF16);
+	check_nan(KVG_DTYPE_F16);
+	check_nan(KVG_DTYPE_F32);
+}
+
 /* A token scores the same to the last bit alone, in any company, at any place, with any strides. */
-static void test_company(void **state)
+static void check_company(uint32_t dtype)
 {
 	static const uint32_t lengths[] = {1, 2, 5, 11, 12, 13, 31, 32, 33, 287, 288, 289, 600};
 	struct fixture f = {.info = usual};
@@ -309,8 +317,7 @@ static void test_company(void **state)
 	uint16_t *x = malloc(600 * 160 * 2), *wide = calloc(600 * x_stride, 2);
 	struct gate *g;
 
-	(void)state;
-	f.info.heads = 3;
+	f.info.dtype = dtype;
 	fixture_init(&f, 10);
 	g = fixture_gate(&f);
 	fixture_hidden(11, 600, 160, KVG_DTYPE_BF16, x);
@@ -342,6 +349,59 @@ static void test_company(void **state)
 	free(some);
 	free(x);
 	free(wide);
+}
+
+static void test_company(void **state)
+{
+	(void)state;
+	check_company(KVG_DTYPE_BF16);
+	check_company(KVG_DTYPE_F16);
+	check_company(KVG_DTYPE_F32);
+}
+
+static float from_bits(uint32_t bits)
+{
+	float f;
+
+	memcpy(&f, &bits, sizeof(f));
+	return f;
+}
+
+/*
+ * Vector paths round to f16 as the scalar conversion does. A linear gate with a weight of 1 gives back what it was
+ * given, in f16: all signs and exponents, on both sides of the ties, at the ends of f16, and no numbers.
+ */
+static void test_f16_rounding(void **state)
+{
+	static const uint32_t tails[] = {0, 1, 0xfff, 0x1000, 0x1001, 0x2fff, 0x3000, 0x7fffff};
+	struct fixture f = {.info = {.kind = GATE_KVZAP_LINEAR,
+				    .dtype = KVG_DTYPE_F16,
+				    .layers = 1,
+				    .heads = 1,
+				    .hidden = 1}};
+	static float x[512 * 8], got[512 * 8];
+	const uint32_t n = sizeof(x) / sizeof(x[0]);
+	struct gate *g;
+
+	(void)state;
+	for (uint32_t i = 0; i < n; i++)
+		x[i] = from_bits(i / 8 << 23 | tails[i % 8]);
+	fixture_init(&f, 13);
+	fill(&f, "weight", 1);
+	fill(&f, "bias", 0);
+	g = fixture_gate(&f);
+	for (enum gate_isa isa = GATE_ISA_AUTO; isa <= GATE_ISA_AMX_BF16; isa++) {
+		if (!gate_isa_supported(isa))
+			continue;
+		fixture_score(g, 0, x, KVG_DTYPE_F32, n, GATE_EXACT, isa, got);
+		for (uint32_t i = 0; i < n; i++) {
+			float wanted = f16_to_f32(f16_from_f32(x[i]));
+
+			assert_true(got[i] == wanted || (isnan(got[i]) && isnan(x[i])));
+		}
+	}
+	gate_free(g);
+	fixture_fini(&f);
 }
 
 static void check_threads(enum gate_kind kind, uint32_t tokens, unsigned threads)
@@ -453,6 +513,7 @@ int main(void)
 		cmocka_unit_test(test_extremes),
 		cmocka_unit_test(test_nan),
 		cmocka_unit_test(test_company),
+		cmocka_unit_test(test_f16_rounding),
 		cmocka_unit_test(test_threads),
 		cmocka_unit_test(test_lab_reference),
 		cmocka_unit_test(test_names),
