@@ -367,41 +367,53 @@ static float from_bits(uint32_t bits)
 	return f;
 }
 
-/*
- * Vector paths round to f16 as the scalar conversion does. A linear gate with a weight of 1 gives back what it was
- * given, in f16: all signs and exponents, on both sides of the ties, at the ends of f16, and no numbers.
- */
-static void test_f16_rounding(void **state)
+#define ROUNDED (512u * 8) /* signs and exponents, and some mantissas of each */
+
+/* A linear gate of one weight: what it is given is rounded, so is what comes out. */
+static void check_f16_rounding(const float *x, float weight, enum gate_isa isa)
 {
-	static const uint32_t tails[] = {0, 1, 0xfff, 0x1000, 0x1001, 0x2fff, 0x3000, 0x7fffff};
 	struct fixture f = {.info = {.kind = GATE_KVZAP_LINEAR,
 				    .dtype = KVG_DTYPE_F16,
 				    .layers = 1,
 				    .heads = 1,
 				    .hidden = 1}};
-	static float x[512 * 8], got[512 * 8];
-	const uint32_t n = sizeof(x) / sizeof(x[0]);
+	float *got = malloc(ROUNDED * sizeof(*got));
 	struct gate *g;
 
-	(void)state;
-	for (uint32_t i = 0; i < n; i++)
-		x[i] = from_bits(i / 8 << 23 | tails[i % 8]);
 	fixture_init(&f, 13);
-	fill(&f, "weight", 1);
+	fill(&f, "weight", weight);
 	fill(&f, "bias", 0);
 	g = fixture_gate(&f);
-	for (enum gate_isa isa = GATE_ISA_AUTO; isa <= GATE_ISA_AMX_BF16; isa++) {
-		if (!gate_isa_supported(isa))
-			continue;
-		fixture_score(g, 0, x, KVG_DTYPE_F32, n, GATE_EXACT, isa, got);
-		for (uint32_t i = 0; i < n; i++) {
-			float wanted = f16_to_f32(f16_from_f32(x[i]));
+	fixture_score(g, 0, x, KVG_DTYPE_F32, ROUNDED, GATE_EXACT, isa, got);
+	for (uint32_t i = 0; i < ROUNDED; i++) {
+		float wanted = f16_to_f32(f16_from_f32(weight * f16_to_f32(f16_from_f32(x[i]))));
 
-			assert_true(got[i] == wanted || (isnan(got[i]) && isnan(x[i])));
-		}
+		assert_true(got[i] == wanted || (isnan(got[i]) && isnan(x[i])));
 	}
 	gate_free(g);
 	fixture_fini(&f);
+	free(got);
+}
+
+/*
+ * Vector paths round to f16 as the scalar conversion does, on both sides of the ties, at the ends of f16, and what is
+ * no number. The last rounding is scalar: weights other than 1 show what the first one left.
+ */
+static void test_f16_rounding(void **state)
+{
+	static const uint32_t tails[] = {0, 1, 0xfff, 0x1000, 0x1001, 0x2fff, 0x3000, 0x7fffff};
+	static float x[ROUNDED];
+
+	(void)state;
+	for (uint32_t i = 0; i < ROUNDED; i++)
+		x[i] = from_bits(i / 8 << 23 | tails[i % 8]);
+	for (enum gate_isa isa = GATE_ISA_AUTO; isa <= GATE_ISA_AMX_BF16; isa++) {
+		if (!gate_isa_supported(isa))
+			continue;
+		check_f16_rounding(x, 1, isa);
+		check_f16_rounding(x, .5f, isa);
+		check_f16_rounding(x, 1024, isa);
+	}
 }
 
 static void check_threads(enum gate_kind kind, uint32_t tokens, unsigned threads)
