@@ -83,12 +83,14 @@ SCORE_TARGET static inline lanes lanes_root(lanes v)
 
 /*
  * exp to 2 units in the last place: 2^n times the series on [-ln 2 / 2, ln 2 / 2]. Arguments are kept
- * where the result is finite and normal; at the ends a score is 0 or 1 anyway.
+ * where the result is finite and normal; at the ends a score is 0 or 1 anyway. A NaN is given back as it came: with
+ * its low bits the power of two would be some number.
  */
 SCORE_TARGET static inline lanes lanes_exp(lanes x)
 {
 	const float nearest =
 		12582912.0f; /* 1.5 * 2^23: adding it leaves the nearest whole number in the low bits */
+	const lanes given = x;
 	lanes t, n, p;
 
 	x = lanes_select((lane_bits)(x > 88.0f), lanes_all(88.0f), x);
@@ -104,7 +106,8 @@ SCORE_TARGET static inline lanes lanes_exp(lanes x)
 	p = p * x + 0.5f;
 	p = p * x + 1.0f;
 	p = p * x + 1.0f;
-	return (lanes)((lane_bits)p + ((lane_bits)t << 23));
+	p = (lanes)((lane_bits)p + ((lane_bits)t << 23));
+	return lanes_select((lane_bits)(given == given), p, given);
 }
 
 /* x times the normal distribution function; erfc(z) = t exp(P(t) - z^2), t = 1 / (1 + z / 2), z >= 0, P fitted to 7e-8. */

@@ -305,6 +305,39 @@ static void test_nan(void **state)
 	check_nan(KVG_DTYPE_F32);
 }
 
+static float from_bits(uint32_t bits)
+{
+	float f;
+
+	memcpy(&f, &bits, sizeof(f));
+	return f;
+}
+
+/* f32 has NaNs with bits that bf16 has no room for. */
+static void test_nan_f32(void **state)
+{
+	static const uint32_t nans[] = {0x7fc00001, 0x7f800001, 0xffffffff, 0xffc00000, 0x7fc000ff};
+	const uint32_t n = sizeof(nans) / sizeof(nans[0]);
+	struct fixture f = {.info = usual};
+	float x[5 * 160], got[3 * 5];
+	struct gate *g;
+
+	(void)state;
+	fixture_init(&f, 14);
+	fixture_hidden(15, n, 160, KVG_DTYPE_F32, x);
+	for (uint32_t t = 0; t < n; t++)
+		x[t * 160 + 7 * t] = from_bits(nans[t]);
+	g = fixture_gate(&f);
+	each_way(arithmetic, isa)
+	{
+		fixture_score(g, 0, x, KVG_DTYPE_F32, n, arithmetic, isa, got);
+		for (uint32_t i = 0; i < 3 * n; i++)
+			assert_true(isnan(got[i]));
+	}
+	gate_free(g);
+	fixture_fini(&f);
+}
+
 /* A token scores the same to the last bit alone, in any company, at any place, with any strides. */
 static void check_company(uint32_t dtype)
 {
@@ -357,14 +390,6 @@ static void test_company(void **state)
 	check_company(KVG_DTYPE_BF16);
 	check_company(KVG_DTYPE_F16);
 	check_company(KVG_DTYPE_F32);
-}
-
-static float from_bits(uint32_t bits)
-{
-	float f;
-
-	memcpy(&f, &bits, sizeof(f));
-	return f;
 }
 
 #define ROUNDED (512u * 8) /* signs and exponents, and some mantissas of each */
@@ -524,6 +549,7 @@ int main(void)
 		cmocka_unit_test(test_equal_sinks),
 		cmocka_unit_test(test_extremes),
 		cmocka_unit_test(test_nan),
+		cmocka_unit_test(test_nan_f32),
 		cmocka_unit_test(test_company),
 		cmocka_unit_test(test_f16_rounding),
 		cmocka_unit_test(test_threads),
