@@ -138,6 +138,7 @@ static int size_fast_kvzip(const struct building *bu, struct gate_info *info)
 		return wrong_shape(bu, q, "[H G d', D]");
 	if (base->shape[0] > KVG_HEADS_MAX || base->shape[2] > GATE_SINKS_MAX ||
 		base->shape[3] > GATE_DIM_MAX || b->shape[2] > GATE_GROUPS_MAX ||
+		base->shape[0] * (b->shape[2] + 1) * base->shape[3] > GATE_ROWS_MAX ||
 		q->shape[1] > KVG_HIDDEN_MAX)
 		return refuse(bu, -EINVAL,
 			"a gate larger than any model: H %" PRIu64 ", G %" PRIu64 ", S %" PRIu64
@@ -195,6 +196,12 @@ static void *allocate(uint64_t bytes)
 	return aligned_alloc(ALIGN, bytes ? bytes : ALIGN);
 }
 
+static uint64_t packed_values(uint64_t rows, uint64_t columns)
+{
+	return (rows + GATE_ROWS - 1) / GATE_ROWS * GATE_ROWS *
+		((columns + GATE_DEPTH - 1) / GATE_DEPTH * GATE_DEPTH);
+}
+
 static size_t element_bytes(const struct gate_matrix *m)
 {
 	return m->wide ? sizeof(float) : sizeof(uint16_t);
@@ -209,7 +216,7 @@ static int matrix_init(struct gate_matrix *m, uint32_t rows, uint32_t columns, u
 	m->columns = columns;
 	m->blocks = (rows + GATE_ROWS - 1) / GATE_ROWS;
 	m->depth = (columns + GATE_DEPTH - 1) / GATE_DEPTH * GATE_DEPTH;
-	weights = (uint64_t)m->blocks * GATE_ROWS * m->depth * element_bytes(m);
+	weights = packed_values(rows, columns) * element_bytes(m);
 	bias = (uint64_t)m->blocks * GATE_ROWS * sizeof(*m->bias);
 	m->w = allocate(weights);
 	m->bias = allocate(bias);
@@ -333,6 +340,24 @@ static int build_layer(
 
 /* ---- whole ---- */
 
+/* Few columns, or rows, are padded to many, so a small file could ask for much memory. */
+static int check_memory(const struct building *bu, const struct gate_info *info)
+{
+	uint64_t rows = (uint64_t)info->heads * (info->groups + 1) * info->dim;
+	uint64_t bytes = info->dtype == KVG_DTYPE_BF16 ? sizeof(uint16_t) : sizeof(float), n;
+
+	if (info->kind == GATE_KVZAP_LINEAR)
+		rows = info->heads;
+	else if (info->kind == GATE_KVZAP_MLP)
+		rows = info->mlp;
+	n = packed_values(rows, info->hidden) + packed_values(info->heads, info->mlp);
+	if (n > GATE_BYTES_MAX / bytes / info->layers)
+		return refuse(bu, -EINVAL,
+			"its weights would take %" PRIu64 " MB of memory, at most %llu are given",
+			(n * bytes * info->layers) >> 20, GATE_BYTES_MAX >> 20);
+	return 0;
+}
+
 static int check_layers(const struct building *bu, struct gate_info *info)
 {
 	struct gate_part parts[GATE_PARTS_MAX];
@@ -345,6 +370,9 @@ static int check_layers(const struct building *bu, struct gate_info *info)
 			"at most %u layers",
 			bu->n, n_parts, KVG_LAYERS_MAX);
 	info->layers = bu->n / n_parts;
+	r = check_memory(bu, info);
+	if (r < 0)
+		return r;
 	for (uint32_t l = 0; l < info->layers; l++) {
 		for (unsigned i = 0; i < n_parts; i++) {
 			const struct safetensors_tensor *t = find(bu, l, parts[i].suffix);

@@ -13,6 +13,8 @@
 #define GATE_GROUPS_MAX 256u         /* query heads per KV head: 71 in the widest model known */
 #define GATE_DIM_MAX    256u         /* gate width, 16 in all released gates */
 #define GATE_SINKS_MAX  1024u        /* 16 in all released gates */
+#define GATE_ROWS_MAX   (1u << 18)   /* of one projection: 128 query heads of width 16 are 2048 */
+#define GATE_BYTES_MAX  (8ull << 30) /* packed: the largest file, f16 held as f32 */
 
 #define GATE_ROWS  16u /* rows of one block of a packed matrix */
 #define GATE_DEPTH 32u /* packed columns are a multiple of this */

@@ -602,6 +602,9 @@ static void test_unfit(void **state)
 	unfit(&f, "size of zero");
 	fixture_tensor(&f, 0, "k_base")->shape[3] = 1ull << 40;
 	unfit(&f, "larger than any model");
+	fixture_tensor(&f, 0, "k_base")->shape[0] = 1024;
+	fixture_tensor(&f, 0, "b")->shape[2] = 256;
+	unfit(&f, "larger than any model: H 1024, G 256");
 	fixture_tensor(&f, 2, "q_proj.bias")->dtype = SAFETENSORS_I16;
 	unfit(&f, "gates are BF16");
 	fixture_tensor(&f, 0, "q_proj.weight")->dtype = SAFETENSORS_I16;
@@ -614,6 +617,27 @@ static void test_unfit(void **state)
 	f.tensors[5].name = "something";
 	unfit(&f, "is missing");
 	fixture_fini(&f);
+}
+
+/* Nobody looks at the weights of a gate that is refused for its size: here they are not even there. */
+static void test_memory(void **state)
+{
+	struct fixture f = {.info = shapes[0]};
+
+	(void)state;
+	fixture_init(&f, 60);
+	fixture_tensor(&f, 0, "k_base")->shape[0] = 1024;
+	fixture_tensor(&f, 0, "b")->shape[2] = 20;
+	fixture_tensor(&f, 0, "q_proj.weight")->shape[1] = 65536;
+	unfit(&f, "would take 96768 MB of memory, at most 8192");
+	fixture_fini(&f);
+}
+
+/* A name out of a file comes back as text, whatever is in it. */
+static void test_control_characters(void **state)
+{
+	(void)state;
+	refused_text("cos\x1b\nsys\rtem\n(X\2\0\0\0idtR.", "os?.sys?tem");
 }
 
 /* ---- dtypes ---- */
@@ -727,6 +751,10 @@ static void test_kvzap_folder(void **state)
 		refused(folder, -EINVAL, "hidden_dim");
 		write_config(f.info.hidden, f.info.heads, hidden, 9);
 		refused(folder, -EINVAL, "n_modules");
+		write_config(f.info.hidden, f.info.heads, "\"17\"", f.info.layers);
+		refused(folder, -EBADMSG, "hidden_dim is not a whole number");
+		write_config(f.info.hidden, f.info.heads, "17.5", f.info.layers);
+		refused(folder, -EBADMSG, "hidden_dim is not a whole number");
 		write_all(in_folder("config.json"), "[]", 2);
 		refused(folder, -EBADMSG, "not a JSON object");
 		gate_free(g);
@@ -780,6 +808,8 @@ int main(void)
 		cmocka_unit_test(test_parts),
 		cmocka_unit_test(test_metadata),
 		cmocka_unit_test(test_unfit),
+		cmocka_unit_test(test_memory),
+		cmocka_unit_test(test_control_characters),
 		cmocka_unit_test(test_mixed),
 		cmocka_unit_test(test_dtype_is_identity),
 		cmocka_unit_test(test_kvzap_folder),
