@@ -120,6 +120,8 @@ static int check_number(struct json_object *config, const char *key, uint32_t wa
 	struct json_object *value = json_object_object_get(config, key);
 	int64_t number = value ? json_object_get_int64(value) : 0; /* null stands for 0 */
 
+	if (value && !json_object_is_type(value, json_type_int))
+		return why(ret_why, why_size, -EBADMSG, "%s is not a whole number", key);
 	if (number == wanted)
 		return 0;
 	return why(ret_why, why_size, -EINVAL, "%s is %lld, the tensors say %u", key,

@@ -22,7 +22,7 @@ enum gate_kind {
 };
 
 enum gate_arithmetic {
-	GATE_EXACT = 0, /* follows the bf16 rounding points of the reference; the default */
+	GATE_EXACT = 0, /* rounds to the gate's dtype where the reference does; the default */
 	GATE_FAST = 1,  /* without them: f32 after the products */
 };
 
@@ -42,6 +42,8 @@ const char *gate_kind_name(enum gate_kind kind); /* "fast-kvzip", "kvzap-linear"
 
 struct gate_info {
 	enum gate_kind kind;
+	uint32_t
+		dtype; /* enum kvg_dtype of its projections, which is the model's: bf16, f16, f32 */
 	uint32_t layers; /* gated layers */
 	uint32_t heads;  /* H, KV heads */
 	uint32_t groups; /* G, query heads per KV head; 0 for KVzap */
@@ -79,7 +81,7 @@ struct gate_scratch *gate_scratch_free(struct gate_scratch *s);
 
 /*
  * Scores of one gated layer. x: [tokens][hidden], dtype bf16 or f32, the attention block's input after
- * its norm, row stride `x_stride` elements. ret_scores: [heads][tokens] f32 with row stride
+ * its norm, row stride `x_stride` elements; `exact` rounds f32 ones to the gate's dtype. ret_scores: [heads][tokens] f32 with row stride
  * `score_stride` elements. Does not block or allocate. NaN in x gives NaN scores.
  */
 void gate_score(const struct gate *g, uint32_t layer, const void *x, uint32_t x_dtype,

@@ -5,8 +5,9 @@
  * Then each part of each layer must be there with exactly the shape that follows, and nothing else: so
  * sizes that do not fit together need no checks of their own.
  *
- * Weights and biases that a model multiplies in its own dtype are held as bf16, wider ones are rounded to
- * it: the reference does the same when it casts the gate to the dtype of the hidden states.
+ * The first projection's dtype is the gate's, and the model's: bf16, f16 or f32. Nothing is rounded on the way in:
+ * what a model multiplies in that dtype may come in another one, but then its values must be in both. bf16
+ * weights are held as bf16, others as f32.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -67,11 +68,42 @@ static float element(const struct safetensors_tensor *t, uint64_t i)
 	}
 }
 
-static int check_tensor(
+static uint32_t gate_dtype(const struct safetensors_tensor *projection)
+{
+	switch (projection->dtype) {
+	case SAFETENSORS_BF16:
+		return KVG_DTYPE_BF16;
+	case SAFETENSORS_F16:
+		return KVG_DTYPE_F16;
+	default: /* or refused, when it is looked at like all others */
+		return KVG_DTYPE_F32;
+	}
+}
+
+static int check_values(
 	const struct building *bu, const struct safetensors_tensor *t, const struct gate_part *p)
 {
 	uint64_t n = t->bytes / safetensors_dtype_bytes(t->dtype);
+	uint32_t dtype = gate_dtype(&(struct safetensors_tensor){.dtype = p->dtype});
 
+	for (uint64_t i = 0; i < n; i++) {
+		float f = element(t, i);
+
+		if (!isfinite(f))
+			return refuse(bu, -EINVAL, "%s holds NaN or infinity", t->name);
+		if (t->dtype != p->dtype && gate_round(f, dtype) != f)
+			return refuse(bu, -EINVAL,
+				"%s is %s and would be rounded to the %s of the projections; save "
+				"the gate in one dtype",
+				t->name, safetensors_dtype_name(t->dtype),
+				safetensors_dtype_name(p->dtype));
+	}
+	return 0;
+}
+
+static int check_tensor(
+	const struct building *bu, const struct safetensors_tensor *t, const struct gate_part *p)
+{
 	if (t->dtype != SAFETENSORS_BF16 && t->dtype != SAFETENSORS_F16 &&
 		t->dtype != SAFETENSORS_F32)
 		return refuse(bu, -EINVAL, "%s is %s; gates are BF16, F16 or F32", t->name,
@@ -79,10 +111,7 @@ static int check_tensor(
 	if (t->ndim != p->ndim || memcmp(t->shape, p->shape, t->ndim * sizeof(*t->shape)) != 0)
 		return refuse(
 			bu, -EINVAL, "%s has not the shape that the first layer asks for", t->name);
-	for (uint64_t i = 0; i < n; i++)
-		if (!isfinite(element(t, i)))
-			return refuse(bu, -EINVAL, "%s holds NaN or infinity", t->name);
-	return 0;
+	return check_values(bu, t, p);
 }
 
 /* ---- sizes ---- */
@@ -109,12 +138,14 @@ static int size_fast_kvzip(const struct building *bu, struct gate_info *info)
 		return wrong_shape(bu, q, "[H G d', D]");
 	if (base->shape[0] > KVG_HEADS_MAX || base->shape[2] > GATE_SINKS_MAX ||
 		base->shape[3] > GATE_DIM_MAX || b->shape[2] > GATE_GROUPS_MAX ||
+		base->shape[0] * (b->shape[2] + 1) * base->shape[3] > GATE_ROWS_MAX ||
 		q->shape[1] > KVG_HIDDEN_MAX)
 		return refuse(bu, -EINVAL,
 			"a gate larger than any model: H %" PRIu64 ", G %" PRIu64 ", S %" PRIu64
 			", d' %" PRIu64 ", D %" PRIu64,
 			base->shape[0], b->shape[2], base->shape[2], base->shape[3], q->shape[1]);
 	info->kind = GATE_FAST_KVZIP;
+	info->dtype = gate_dtype(q);
 	info->heads = (uint32_t)base->shape[0];
 	info->groups = (uint32_t)b->shape[2];
 	info->sinks = (uint32_t)base->shape[2];
@@ -148,6 +179,7 @@ static int size_kvzap(const struct building *bu, struct gate_info *info)
 		return refuse(bu, -EINVAL,
 			"a gate larger than any model: H %" PRIu64 ", D %" PRIu64, out->shape[0],
 			in->shape[1]);
+	info->dtype = gate_dtype(in);
 	info->heads = (uint32_t)out->shape[0];
 	info->hidden = (uint32_t)in->shape[1];
 	info->mlp = info->kind == GATE_KVZAP_MLP ? (uint32_t)in->shape[0] : 0;
@@ -164,15 +196,27 @@ static void *allocate(uint64_t bytes)
 	return aligned_alloc(ALIGN, bytes ? bytes : ALIGN);
 }
 
-static int matrix_init(struct gate_matrix *m, uint32_t rows, uint32_t columns)
+static uint64_t packed_values(uint64_t rows, uint64_t columns)
+{
+	return (rows + GATE_ROWS - 1) / GATE_ROWS * GATE_ROWS *
+		((columns + GATE_DEPTH - 1) / GATE_DEPTH * GATE_DEPTH);
+}
+
+static size_t element_bytes(const struct gate_matrix *m)
+{
+	return m->wide ? sizeof(float) : sizeof(uint16_t);
+}
+
+static int matrix_init(struct gate_matrix *m, uint32_t rows, uint32_t columns, uint32_t dtype)
 {
 	uint64_t weights, bias;
 
+	m->wide = dtype != KVG_DTYPE_BF16;
 	m->rows = rows;
 	m->columns = columns;
 	m->blocks = (rows + GATE_ROWS - 1) / GATE_ROWS;
 	m->depth = (columns + GATE_DEPTH - 1) / GATE_DEPTH * GATE_DEPTH;
-	weights = (uint64_t)m->blocks * GATE_ROWS * m->depth * sizeof(*m->w);
+	weights = packed_values(rows, columns) * element_bytes(m);
 	bias = (uint64_t)m->blocks * GATE_ROWS * sizeof(*m->bias);
 	m->w = allocate(weights);
 	m->bias = allocate(bias);
@@ -189,18 +233,30 @@ static void matrix_fini(struct gate_matrix *m)
 	free(m->bias);
 }
 
-static uint16_t *weight_at(const struct gate_matrix *m, uint32_t row, uint32_t column)
+static size_t place_of(const struct gate_matrix *m, uint32_t row, uint32_t column)
 {
 	size_t block = (size_t)(row / GATE_ROWS) * m->depth * GATE_ROWS;
 
-	return m->w + block + (size_t)(column / 2) * 2 * GATE_ROWS + row % GATE_ROWS * 2 +
-		column % 2;
+	if (m->wide)
+		return block + (size_t)column * GATE_ROWS + row % GATE_ROWS;
+	return block + (size_t)(column / 2) * 2 * GATE_ROWS + row % GATE_ROWS * 2 + column % 2;
 }
 
-void gate_matrix_row(const struct gate_matrix *m, uint32_t row, uint16_t *ret)
+float gate_matrix_at(const struct gate_matrix *m, uint32_t row, uint32_t column)
 {
-	for (uint32_t c = 0; c < m->columns; c++)
-		ret[c] = *weight_at(m, row, c);
+	size_t at = place_of(m, row, column);
+
+	return m->wide ? ((const float *)m->w)[at] : bf16_to_f32(((const uint16_t *)m->w)[at]);
+}
+
+static void put_weight(struct gate_matrix *m, uint32_t row, uint32_t column, float value)
+{
+	size_t at = place_of(m, row, column);
+
+	if (m->wide)
+		((float *)m->w)[at] = value;
+	else
+		((uint16_t *)m->w)[at] = bf16_from_f32(value);
 }
 
 static void pack(struct gate_matrix *m, uint32_t first_row, const struct safetensors_tensor *t)
@@ -209,16 +265,16 @@ static void pack(struct gate_matrix *m, uint32_t first_row, const struct safeten
 
 	for (uint32_t r = 0; r < t->shape[0]; r++)
 		for (uint32_t c = 0; c < m->columns; c++, i++)
-			*weight_at(m, first_row + r, c) = bf16_from_f32(element(t, i));
+			put_weight(m, first_row + r, c, element(t, i));
 }
 
 static void pack_bias(struct gate_matrix *m, const struct safetensors_tensor *t)
 {
 	for (uint32_t i = 0; i < t->shape[0]; i++)
-		m->bias[i] = bf16_to_f32(bf16_from_f32(element(t, i)));
+		m->bias[i] = element(t, i);
 }
 
-static int copy_floats(const struct safetensors_tensor *t, bool as_bf16, float **ret)
+static int copy_floats(const struct safetensors_tensor *t, float **ret)
 {
 	uint64_t n = t->bytes / safetensors_dtype_bytes(t->dtype);
 	float *f = allocate(n * sizeof(*f));
@@ -226,7 +282,7 @@ static int copy_floats(const struct safetensors_tensor *t, bool as_bf16, float *
 	if (!f)
 		return -ENOMEM;
 	for (uint64_t i = 0; i < n; i++)
-		f[i] = as_bf16 ? bf16_to_f32(bf16_from_f32(element(t, i))) : element(t, i);
+		f[i] = element(t, i);
 	*ret = f;
 	return 0;
 }
@@ -235,28 +291,28 @@ static int build_fast_kvzip(
 	const struct building *bu, const struct gate_info *info, uint32_t l, struct gate_layer *y)
 {
 	uint32_t q_rows = info->heads * info->groups * info->dim;
-	int r = matrix_init(&y->in, q_rows + info->heads * info->dim, info->hidden);
+	int r = matrix_init(&y->in, q_rows + info->heads * info->dim, info->hidden, info->dtype);
 
 	if (r < 0)
 		return r;
 	pack(&y->in, 0, find(bu, l, "q_proj.weight"));
 	pack(&y->in, q_rows, find(bu, l, "k_proj.weight"));
 	pack_bias(&y->in, find(bu, l, "q_proj.bias"));
-	r = copy_floats(find(bu, l, "b"), true, &y->b);
+	r = copy_floats(find(bu, l, "b"), &y->b);
 	if (r == 0)
-		r = copy_floats(find(bu, l, "k_base"), false, &y->k_base);
+		r = copy_floats(find(bu, l, "k_base"), &y->k_base);
 	if (r == 0)
-		r = copy_floats(find(bu, l, "q_norm.weight"), false, &y->q_norm);
+		r = copy_floats(find(bu, l, "q_norm.weight"), &y->q_norm);
 	if (r == 0)
-		r = copy_floats(find(bu, l, "k_norm.weight"), false, &y->k_norm);
+		r = copy_floats(find(bu, l, "k_norm.weight"), &y->k_norm);
 	return r;
 }
 
-static int build_matrix(const struct building *bu, uint32_t l, const char *weight, const char *bias,
-	struct gate_matrix *m)
+static int build_matrix(const struct building *bu, uint32_t dtype, uint32_t l, const char *weight,
+	const char *bias, struct gate_matrix *m)
 {
 	const struct safetensors_tensor *w = find(bu, l, weight);
-	int r = matrix_init(m, (uint32_t)w->shape[0], (uint32_t)w->shape[1]);
+	int r = matrix_init(m, (uint32_t)w->shape[0], (uint32_t)w->shape[1], dtype);
 
 	if (r < 0)
 		return r;
@@ -274,15 +330,33 @@ static int build_layer(
 	case GATE_FAST_KVZIP:
 		return build_fast_kvzip(bu, info, l, y);
 	case GATE_KVZAP_LINEAR:
-		return build_matrix(bu, l, "weight", "bias", &y->in);
+		return build_matrix(bu, info->dtype, l, "weight", "bias", &y->in);
 	case GATE_KVZAP_MLP:
-		r = build_matrix(bu, l, "0.weight", "0.bias", &y->in);
-		return r < 0 ? r : build_matrix(bu, l, "2.weight", "2.bias", &y->out);
+		r = build_matrix(bu, info->dtype, l, "0.weight", "0.bias", &y->in);
+		return r < 0 ? r : build_matrix(bu, info->dtype, l, "2.weight", "2.bias", &y->out);
 	}
 	return -EINVAL;
 }
 
 /* ---- whole ---- */
+
+/* Few columns, or rows, are padded to many, so a small file could ask for much memory. */
+static int check_memory(const struct building *bu, const struct gate_info *info)
+{
+	uint64_t rows = (uint64_t)info->heads * (info->groups + 1) * info->dim;
+	uint64_t bytes = info->dtype == KVG_DTYPE_BF16 ? sizeof(uint16_t) : sizeof(float), n;
+
+	if (info->kind == GATE_KVZAP_LINEAR)
+		rows = info->heads;
+	else if (info->kind == GATE_KVZAP_MLP)
+		rows = info->mlp;
+	n = packed_values(rows, info->hidden) + packed_values(info->heads, info->mlp);
+	if (n > GATE_BYTES_MAX / bytes / info->layers)
+		return refuse(bu, -EINVAL,
+			"its weights would take %" PRIu64 " MB of memory, at most %llu are given",
+			(n * bytes * info->layers) >> 20, GATE_BYTES_MAX >> 20);
+	return 0;
+}
 
 static int check_layers(const struct building *bu, struct gate_info *info)
 {
@@ -296,6 +370,9 @@ static int check_layers(const struct building *bu, struct gate_info *info)
 			"at most %u layers",
 			bu->n, n_parts, KVG_LAYERS_MAX);
 	info->layers = bu->n / n_parts;
+	r = check_memory(bu, info);
+	if (r < 0)
+		return r;
 	for (uint32_t l = 0; l < info->layers; l++) {
 		for (unsigned i = 0; i < n_parts; i++) {
 			const struct safetensors_tensor *t = find(bu, l, parts[i].suffix);
@@ -329,7 +406,7 @@ int gate_build(const struct safetensors_tensor *tensors, uint32_t n, struct gate
 	if (!g)
 		return refuse(&bu, -ENOMEM, "out of memory");
 	g->info = info;
-	g->info.isa = score_best_isa();
+	g->info.isa = score_best_isa(info.dtype);
 	g->layers = calloc(info.layers, sizeof(*g->layers));
 	r = g->layers ? 0 : -ENOMEM;
 	for (uint32_t l = 0; r == 0 && l < info.layers; l++)

@@ -13,6 +13,8 @@
 #define GATE_GROUPS_MAX 256u         /* query heads per KV head: 71 in the widest model known */
 #define GATE_DIM_MAX    256u         /* gate width, 16 in all released gates */
 #define GATE_SINKS_MAX  1024u        /* 16 in all released gates */
+#define GATE_ROWS_MAX   (1u << 18)   /* of one projection: 128 query heads of width 16 are 2048 */
+#define GATE_BYTES_MAX  (8ull << 30) /* packed: the largest file, f16 held as f32 */
 
 #define GATE_ROWS  16u /* rows of one block of a packed matrix */
 #define GATE_DEPTH 32u /* packed columns are a multiple of this */
@@ -20,13 +22,15 @@
 /*
  * A weight matrix the way the kernels read it: blocks of 16 rows, and in each, pairs of columns:
  * w[block][column / 2][row][column % 2], bf16. That is the operand of AVX-512's and AMX's dot products,
- * and two shifts make two vectors of 16 f32 of each 64 bytes. Missing rows and columns are zero.
+ * and two shifts make two vectors of 16 f32 of each 64 bytes. Weights that are no bf16 are held as f32, a column
+ * after the other: w[block][column][row]. Missing rows and columns are zero.
  */
 struct gate_matrix {
 	uint32_t rows, columns;
 	uint32_t blocks; /* ceil(rows / GATE_ROWS) */
 	uint32_t depth;  /* columns, rounded up to GATE_DEPTH */
-	uint16_t *w;
+	bool wide;       /* f32, else bf16 */
+	void *w;
 	float *bias; /* [blocks * GATE_ROWS], zero where there is none */
 };
 
@@ -54,8 +58,20 @@ struct gate {
 int gate_build(const struct safetensors_tensor *tensors, uint32_t n, struct gate **ret,
 	char *ret_why, size_t why_size);
 
-/* One row of a packed matrix, `columns` values. */
-void gate_matrix_row(const struct gate_matrix *m, uint32_t row, uint16_t *ret);
+/* One value of a packed matrix. */
+float gate_matrix_at(const struct gate_matrix *m, uint32_t row, uint32_t column);
+
+/* To the nearest value of bf16 or f16; any other dtype leaves it as it is. */
+static inline float gate_round(float f, uint32_t dtype)
+{
+	switch (dtype) {
+	case KVG_DTYPE_BF16:
+		return bf16_to_f32(bf16_from_f32(f));
+	case KVG_DTYPE_F16:
+		return f16_to_f32(f16_from_f32(f));
+	}
+	return f;
+}
 
 /* ---- gate_pt.c ---- */
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A gate's parts in canonical order: for each layer what gate_parts() lists, unpacked, little endian,
- * weights bf16 and the rest f32. The digest is SHA-256 over kind, sizes and those bytes, so it does not
+ * weights in the gate's dtype and the rest f32. The digest is SHA-256 over kind, sizes and those bytes, so it does not
  * depend on the container a gate came in; our own file holds the same bytes under the official names, and in its
  * metadata the sizes, the digest and what calibration and training left.
  */
@@ -32,15 +32,26 @@ enum fast_kvzip_part {
 	K_NORM,
 };
 
+static enum safetensors_dtype weight_dtype(const struct gate_info *i)
+{
+	switch (i->dtype) {
+	case KVG_DTYPE_BF16:
+		return SAFETENSORS_BF16;
+	case KVG_DTYPE_F16:
+		return SAFETENSORS_F16;
+	}
+	return SAFETENSORS_F32;
+}
+
 static unsigned fast_kvzip_parts(const struct gate_info *i, struct gate_part ret[GATE_PARTS_MAX])
 {
 	uint64_t h = i->heads, g = i->groups, s = i->sinks, d = i->dim;
-	const enum safetensors_dtype bf16 = SAFETENSORS_BF16, f32 = SAFETENSORS_F32;
+	const enum safetensors_dtype w = weight_dtype(i), f32 = SAFETENSORS_F32;
 
-	ret[Q_WEIGHT] = (struct gate_part){"q_proj.weight", bf16, 2, {h * g * d, i->hidden}};
-	ret[Q_BIAS] = (struct gate_part){"q_proj.bias", bf16, 1, {h * g * d}};
-	ret[K_WEIGHT] = (struct gate_part){"k_proj.weight", bf16, 2, {h * d, i->hidden}};
-	ret[B] = (struct gate_part){"b", bf16, 3, {h, 1, g}};
+	ret[Q_WEIGHT] = (struct gate_part){"q_proj.weight", w, 2, {h * g * d, i->hidden}};
+	ret[Q_BIAS] = (struct gate_part){"q_proj.bias", w, 1, {h * g * d}};
+	ret[K_WEIGHT] = (struct gate_part){"k_proj.weight", w, 2, {h * d, i->hidden}};
+	ret[B] = (struct gate_part){"b", w, 3, {h, 1, g}};
 	ret[K_BASE] = (struct gate_part){"k_base", f32, 4, {h, 1, s, d}};
 	ret[Q_NORM] = (struct gate_part){"q_norm.weight", f32, 1, {d}};
 	ret[K_NORM] = (struct gate_part){"k_norm.weight", f32, 1, {d}};
@@ -49,20 +60,20 @@ static unsigned fast_kvzip_parts(const struct gate_info *i, struct gate_part ret
 
 unsigned gate_parts(const struct gate_info *i, struct gate_part ret[GATE_PARTS_MAX])
 {
-	const enum safetensors_dtype bf16 = SAFETENSORS_BF16;
+	const enum safetensors_dtype w = weight_dtype(i);
 
 	switch (i->kind) {
 	case GATE_FAST_KVZIP:
 		return fast_kvzip_parts(i, ret);
 	case GATE_KVZAP_LINEAR:
-		ret[0] = (struct gate_part){"weight", bf16, 2, {i->heads, i->hidden}};
-		ret[1] = (struct gate_part){"bias", bf16, 1, {i->heads}};
+		ret[0] = (struct gate_part){"weight", w, 2, {i->heads, i->hidden}};
+		ret[1] = (struct gate_part){"bias", w, 1, {i->heads}};
 		return 2;
 	case GATE_KVZAP_MLP:
-		ret[0] = (struct gate_part){"0.weight", bf16, 2, {i->mlp, i->hidden}};
-		ret[1] = (struct gate_part){"0.bias", bf16, 1, {i->mlp}};
-		ret[2] = (struct gate_part){"2.weight", bf16, 2, {i->heads, i->mlp}};
-		ret[3] = (struct gate_part){"2.bias", bf16, 1, {i->heads}};
+		ret[0] = (struct gate_part){"0.weight", w, 2, {i->mlp, i->hidden}};
+		ret[1] = (struct gate_part){"0.bias", w, 1, {i->mlp}};
+		ret[2] = (struct gate_part){"2.weight", w, 2, {i->heads, i->mlp}};
+		ret[3] = (struct gate_part){"2.bias", w, 1, {i->heads}};
 		return 4;
 	}
 	return 0;
@@ -77,55 +88,65 @@ uint64_t gate_part_bytes(const struct gate_part *p)
 	return n;
 }
 
-static void put_rows(const struct gate_matrix *m, uint32_t first, uint64_t rows, uint16_t *ret)
+/* Exact: a gate's values are values of its dtype. */
+static void put_value(enum safetensors_dtype dtype, float value, void *ret, uint64_t i)
 {
-	for (uint32_t r = 0; r < rows; r++, ret += m->columns) {
-		gate_matrix_row(m, first + r, ret);
+	union {
+		float f;
+		uint32_t u;
+	} v = {.f = value};
+
+	if (dtype == SAFETENSORS_F32)
+		((uint32_t *)ret)[i] = htole32(v.u);
+	else
+		((uint16_t *)ret)[i] = htole16(
+			dtype == SAFETENSORS_F16 ? f16_from_f32(value) : bf16_from_f32(value));
+}
+
+static void put_rows(
+	const struct gate_matrix *m, uint32_t first, const struct gate_part *p, void *ret)
+{
+	uint64_t i = 0;
+
+	for (uint32_t r = 0; r < p->shape[0]; r++)
 		for (uint32_t c = 0; c < m->columns; c++)
-			ret[c] = htole16(ret[c]);
-	}
+			put_value(p->dtype, gate_matrix_at(m, first + r, c), ret, i++);
 }
 
-static void put_bf16(const float *values, uint64_t n, uint16_t *ret)
+static void put_values(const float *values, const struct gate_part *p, void *ret)
 {
-	for (uint64_t i = 0; i < n; i++)
-		ret[i] = htole16(bf16_from_f32(values[i]));
-}
+	uint64_t n = gate_part_bytes(p) / safetensors_dtype_bytes(p->dtype);
 
-static void put_f32(const float *values, uint64_t n, uint32_t *ret)
-{
-	memcpy(ret, values, n * sizeof(*ret));
 	for (uint64_t i = 0; i < n; i++)
-		ret[i] = htole32(ret[i]);
+		put_value(p->dtype, values[i], ret, i);
 }
 
 static void fast_kvzip_data(const struct gate *g, const struct gate_layer *y, unsigned part,
 	const struct gate_part *p, void *ret)
 {
 	uint32_t q_rows = g->info.heads * g->info.groups * g->info.dim;
-	uint64_t n = gate_part_bytes(p) / safetensors_dtype_bytes(p->dtype);
 
 	switch ((enum fast_kvzip_part)part) {
 	case Q_WEIGHT:
-		put_rows(&y->in, 0, p->shape[0], ret);
+		put_rows(&y->in, 0, p, ret);
 		break;
 	case Q_BIAS:
-		put_bf16(y->in.bias, n, ret);
+		put_values(y->in.bias, p, ret);
 		break;
 	case K_WEIGHT:
-		put_rows(&y->in, q_rows, p->shape[0], ret);
+		put_rows(&y->in, q_rows, p, ret);
 		break;
 	case B:
-		put_bf16(y->b, n, ret);
+		put_values(y->b, p, ret);
 		break;
 	case K_BASE:
-		put_f32(y->k_base, n, ret);
+		put_values(y->k_base, p, ret);
 		break;
 	case Q_NORM:
-		put_f32(y->q_norm, n, ret);
+		put_values(y->q_norm, p, ret);
 		break;
 	case K_NORM:
-		put_f32(y->k_norm, n, ret);
+		put_values(y->k_norm, p, ret);
 		break;
 	}
 }
@@ -140,23 +161,25 @@ void gate_part_data(const struct gate *g, uint32_t layer, unsigned part, void *r
 	if (g->info.kind == GATE_FAST_KVZIP)
 		fast_kvzip_data(g, y, part, &parts[part], ret);
 	else if (part % 2 == 0)
-		put_rows(m, 0, m->rows, ret);
+		put_rows(m, 0, &parts[part], ret);
 	else
-		put_bf16(m->bias, m->rows, ret);
+		put_values(m->bias, &parts[part], ret);
 }
 
 /* ---- digest ---- */
 
+/* The dtype is last and only there when it is not bf16: bf16 gates had their digests before there were others. */
 static bool hash_sizes(EVP_MD_CTX *hash, const struct gate_info *i)
 {
-	const uint32_t sizes[] = {
-		i->kind, i->layers, i->heads, i->groups, i->hidden, i->dim, i->sinks, i->mlp};
+	const uint32_t sizes[] = {i->kind, i->layers, i->heads, i->groups, i->hidden, i->dim,
+		i->sinks, i->mlp, i->dtype};
+	unsigned n_sizes = sizeof(sizes) / sizeof(sizes[0]) - (i->dtype == KVG_DTYPE_BF16);
 	uint32_t little[sizeof(sizes) / sizeof(sizes[0])];
 
-	for (unsigned n = 0; n < sizeof(sizes) / sizeof(sizes[0]); n++)
+	for (unsigned n = 0; n < n_sizes; n++)
 		little[n] = htole32(sizes[n]);
 	return EVP_DigestUpdate(hash, DIGEST_TAG, sizeof(DIGEST_TAG)) &&
-		EVP_DigestUpdate(hash, little, sizeof(little));
+		EVP_DigestUpdate(hash, little, n_sizes * sizeof(*little));
 }
 
 static bool hash_parts(EVP_MD_CTX *hash, const struct gate *g, void *buffer)

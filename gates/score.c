@@ -2,15 +2,15 @@
 /*
  * Scoring is one matrix product and some arithmetic on its few results. The product is cut into panels, so
  * that what is read again and again stays in the second-level cache: for each stretch of columns, all tokens
- * of a chunk are packed once (about 0.5 MB), then every pair of 16-row blocks of the weights passes over
- * them, so weights come from memory once a chunk:
+ * of a chunk are packed once (about 0.3 to 0.6 MB), then the weights pass over them by one or two blocks of
+ * 16 rows, so weights come from memory once a chunk, and a block stays in the first-level cache:
  *
  *     c[token][row] += panel[token][column] * w[row][column]      columns outermost, then rows, then tokens
  *
  * bf16 times bf16 is exact in f32 and all paths add up in f32, so `exact` and `fast` have the same product;
- * they differ in what is rounded afterwards. Only f32 hidden states are another matter: `exact` rounds them to
- * bf16 first, as the reference is given them; `fast` does not, and therefore takes f32 products even where
- * there are better instructions for bf16.
+ * they differ in what is rounded afterwards, to the gate's dtype or not at all. Only f32 hidden states are another
+ * matter: `exact` rounds them to the gate's dtype first, as the reference is given them; `fast` does not. Wherever one
+ * side is no bf16, products are f32's, even where there are better instructions for bf16.
  */
 #include "gates/score.h"
 
@@ -26,8 +26,9 @@
 struct gate_scratch {
 	uint32_t tokens; /* of one chunk */
 	void *panels;
-	float *c;   /* [tokens][rows of the first matrix] */
-	float *out; /* [tokens][rows of the second] */
+	float *wide; /* one block of weights, for paths that widen them */
+	float *c;    /* [tokens][rows of the first matrix] */
+	float *out;  /* [tokens][rows of the second] */
 	float *v;
 };
 
@@ -59,15 +60,18 @@ static const struct score_ops *ops_of(enum gate_isa isa)
 	}
 }
 
-static const struct score_ops *pick(const struct gate *g, enum gate_isa isa, bool round)
+static const struct score_ops *pick(
+	const struct gate *g, enum gate_isa isa, const struct score_x *x)
 {
 	const struct score_ops *ops = ops_of(isa == GATE_ISA_AUTO ? g->info.isa : isa);
 
 #ifdef SCORE_X86
-	if (ops->rounds && !round)
+	if (ops->bf16 &&
+		(g->info.dtype != KVG_DTYPE_BF16 ||
+			(x->dtype != KVG_DTYPE_BF16 && x->round != KVG_DTYPE_BF16)))
 		return &score_avx512;
 #else
-	(void)round;
+	(void)x;
 #endif
 	return ops;
 }
@@ -83,7 +87,7 @@ int gate_scratch_new(const struct gate *g, uint32_t tokens, struct gate_scratch 
 {
 	const struct gate_layer *y = &g->layers[0];
 	struct gate_scratch *s = calloc(1, sizeof(*s));
-	size_t panels = 0;
+	size_t panels = 0, wide = 0;
 
 	if (!s)
 		return -ENOMEM;
@@ -94,12 +98,15 @@ int gate_scratch_new(const struct gate *g, uint32_t tokens, struct gate_scratch 
 
 		if (bytes > panels)
 			panels = bytes;
+		if (ops->widen && ops->columns > wide)
+			wide = ops->columns;
 	}
 	s->panels = allocate(panels);
+	s->wide = allocate((wide + 1) * GATE_ROWS * sizeof(*s->wide));
 	s->c = allocate((size_t)s->tokens * y->in.blocks * GATE_ROWS * sizeof(*s->c));
 	s->out = allocate(((size_t)s->tokens * y->out.blocks * GATE_ROWS + 1) * sizeof(*s->out));
 	s->v = allocate((score_lanes_floats(&g->info) + 1) * sizeof(*s->v));
-	if (!s->panels || !s->c || !s->out || !s->v) {
+	if (!s->panels || !s->wide || !s->c || !s->out || !s->v) {
 		gate_scratch_free(s);
 		return -ENOMEM;
 	}
@@ -112,6 +119,7 @@ struct gate_scratch *gate_scratch_free(struct gate_scratch *s)
 	if (!s)
 		return NULL;
 	free(s->panels);
+	free(s->wide);
 	free(s->c);
 	free(s->out);
 	free(s->v);
@@ -121,67 +129,89 @@ struct gate_scratch *gate_scratch_free(struct gate_scratch *s)
 
 /* ---- one chunk ---- */
 
-static void project(const struct score_ops *ops, const struct gate_matrix *m,
-	const struct score_x *x, void *panels, const struct score_c *c)
+static void pack_panels(const struct score_ops *ops, const struct gate_matrix *m,
+	const struct score_x *x, uint32_t tokens, uint32_t first, uint32_t columns, char *panels)
 {
-	size_t block_stride = (size_t)m->depth * GATE_ROWS;
-	uint32_t tiles = (c->tokens + ops->tile - 1) / ops->tile;
+	uint32_t used = min_u32(columns, m->columns - first);
 
+	for (uint32_t t = 0; t < tokens; t += ops->tile, panels += ops->panel_bytes)
+		ops->pack(x, t, min_u32(ops->tile, tokens - t), first, used, columns, panels);
+}
+
+/* Blocks from b on, columns from `first` on. Widening costs the kernel's time for a third of a tile. */
+static struct score_w weights_at(const struct score_ops *ops, const struct gate_matrix *m,
+	uint32_t b, uint32_t first, uint32_t columns, float *wide)
+{
+	size_t column = GATE_ROWS * (m->wide ? sizeof(float) : sizeof(uint16_t));
+	struct score_w w = {.wide = m->wide, .next = m->depth * column};
+
+	w.blocks = (const char *)m->w + b * w.next + first * column;
+	if (ops->widen && !m->wide) {
+		ops->widen(w.blocks, columns, wide);
+		w.blocks = wide;
+		w.wide = true;
+	}
+	return w;
+}
+
+static void project(const struct score_ops *ops, const struct gate_matrix *m,
+	const struct score_x *x, struct gate_scratch *s, const struct score_c *c)
+{
 	if (ops->begin)
 		ops->begin();
 	for (uint32_t first = 0; first < m->depth; first += ops->columns) {
 		uint32_t columns = min_u32(ops->columns, m->depth - first);
-		uint32_t used = min_u32(columns, m->columns - first);
 
-		for (uint32_t t = 0; t < tiles; t++)
-			ops->pack(x, t * ops->tile, min_u32(ops->tile, c->tokens - t * ops->tile),
-				first, used, columns, (char *)panels + t * ops->panel_bytes);
-		for (uint32_t b = 0; b < m->blocks; b += 2)
-			for (uint32_t t = 0; t < tiles; t++)
-				ops->multiply(m->w + b * block_stride + (size_t)first * GATE_ROWS,
-					min_u32(2, m->blocks - b), block_stride,
-					(char *)panels + t * ops->panel_bytes, columns,
-					c->values + t * ops->tile * c->stride + b * GATE_ROWS,
+		pack_panels(ops, m, x, c->tokens, first, columns, s->panels);
+		for (uint32_t b = 0; b < m->blocks; b += ops->blocks) {
+			struct score_w w = weights_at(ops, m, b, first, columns, s->wide);
+			const char *panel = s->panels;
+
+			for (uint32_t t = 0; t < c->tokens; t += ops->tile) {
+				ops->multiply(&w, min_u32(ops->blocks, m->blocks - b), panel,
+					columns, c->values + t * c->stride + b * GATE_ROWS,
 					c->stride, first > 0);
+				panel += ops->panel_bytes;
+			}
+		}
 	}
 	if (ops->end)
 		ops->end();
 }
 
-static void put_linear(const struct gate_matrix *m, const struct score_c *c, bool exact,
+static void put_linear(const struct gate_matrix *m, const struct score_c *c, uint32_t round,
 	float *ret_scores, size_t score_stride)
 {
 	for (uint32_t r = 0; r < m->rows; r++) {
 		for (uint32_t t = 0; t < c->tokens; t++) {
 			float v = c->values[t * c->stride + r] + m->bias[r];
 
-			ret_scores[r * score_stride + t] = exact ? bf16_to_f32(bf16_from_f32(v))
-								 : v;
+			ret_scores[r * score_stride + t] = gate_round(v, round);
 		}
 	}
 }
 
 static void score_chunk(const struct gate *g, const struct gate_layer *y, const struct score_x *x,
-	uint32_t tokens, enum gate_isa isa, bool exact, struct gate_scratch *s, float *ret_scores,
+	uint32_t tokens, enum gate_isa isa, struct gate_scratch *s, float *ret_scores,
 	size_t score_stride)
 {
-	const struct score_ops *ops = pick(g, isa, exact || x->dtype == KVG_DTYPE_BF16);
+	const struct score_ops *ops = pick(g, isa, x);
 	struct score_c c = {s->c, (size_t)y->in.blocks * GATE_ROWS, tokens};
 	struct score_c out = {s->out, (size_t)y->out.blocks * GATE_ROWS, tokens};
-	struct score_x h = {s->c, KVG_DTYPE_F32, c.stride, exact};
+	struct score_x h = {s->c, KVG_DTYPE_F32, c.stride, x->round};
 
-	project(ops, &y->in, x, s->panels, &c);
+	project(ops, &y->in, x, s, &c);
 	switch (g->info.kind) {
 	case GATE_FAST_KVZIP:
-		ops->fast_kvzip(g, y, &c, exact, s->v, ret_scores, score_stride);
+		ops->fast_kvzip(g, y, &c, x->round, s->v, ret_scores, score_stride);
 		break;
 	case GATE_KVZAP_LINEAR:
-		put_linear(&y->in, &c, exact, ret_scores, score_stride);
+		put_linear(&y->in, &c, x->round, ret_scores, score_stride);
 		break;
 	case GATE_KVZAP_MLP:
-		ops->gelu(&y->in, &c, exact);
-		project(pick(g, isa, exact), &y->out, &h, s->panels, &out);
-		put_linear(&y->out, &out, exact, ret_scores, score_stride);
+		ops->gelu(&y->in, &c, x->round);
+		project(pick(g, isa, &h), &y->out, &h, s, &out);
+		put_linear(&y->out, &out, x->round, ret_scores, score_stride);
 		break;
 	}
 }
@@ -197,11 +227,11 @@ void gate_score(const struct gate *g, uint32_t layer, const void *x, uint32_t x_
 			.data = (const char *)x + t * x_stride * dtype_bytes(x_dtype),
 			.dtype = x_dtype,
 			.stride = x_stride,
-			.round = arithmetic == GATE_EXACT,
+			.round = arithmetic == GATE_EXACT ? g->info.dtype : KVG_DTYPE_F32,
 		};
 
 		score_chunk(g, &g->layers[layer], &rows, min_u32(scratch->tokens, tokens - t), isa,
-			arithmetic == GATE_EXACT, scratch, ret_scores + t, score_stride);
+			scratch, ret_scores + t, score_stride);
 	}
 }
 

@@ -10,19 +10,19 @@
 #define LANES        16
 #define SCORE_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
 
-#include <immintrin.h>
 #include <string.h>
 
 #include "gates/score_lanes.h"
+#include "gates/score_zmm.h"
 
 #define AMX_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,amx-tile,amx-bf16")))
 
-#define TILE    12
 #define COLUMNS 512u
 
 #define AMX_TILE    32u /* tokens */
 #define AMX_COLUMNS 1024u
 #define TILE_VALUES 512u /* bf16 in one AMX tile */
+#define TILE_BYTES  (TILE_VALUES * sizeof(uint16_t))
 
 /* Copies up to 32 columns of one row, zero where there are none. */
 SCORE_TARGET static inline void copy_columns(
@@ -65,24 +65,18 @@ SCORE_TARGET static inline __m512bh pair_of(const uint16_t *x)
 	return (__m512bh)_mm512_set1_epi32(pair);
 }
 
-SCORE_TARGET __attribute__((always_inline)) static inline void multiply_blocks(const uint16_t *w,
-	const unsigned blocks, size_t block_stride, const uint16_t *x, uint32_t columns, float *c,
-	size_t c_stride, bool add)
+SCORE_TARGET __attribute__((always_inline)) static inline void add_products(const struct score_w *w,
+	const unsigned blocks, const void *panel, uint32_t columns, __m512 sum[TILE][2])
 {
-	__m512 sum[TILE][2];
+	const char *at = w->blocks;
+	const uint16_t *x = panel;
 
-#pragma GCC unroll 12
-	for (unsigned t = 0; t < TILE; t++)
-#pragma GCC unroll 2
-		for (unsigned b = 0; b < blocks; b++)
-			sum[t][b] = add ? _mm512_loadu_ps(c + t * c_stride + b * GATE_ROWS)
-					: _mm512_setzero_ps();
-	for (uint32_t k = 0; k < columns; k += 2, w += 2 * GATE_ROWS) {
+	for (uint32_t k = 0; k < columns; k += 2, at += sizeof(__m512i)) {
 		__m512bh weights[2];
 
 #pragma GCC unroll 2
 		for (unsigned b = 0; b < blocks; b++)
-			weights[b] = (__m512bh)_mm512_load_si512(w + b * block_stride);
+			weights[b] = (__m512bh)_mm512_load_si512(at + b * w->next);
 #pragma GCC unroll 12
 		for (unsigned t = 0; t < TILE; t++)
 #pragma GCC unroll 2
@@ -90,27 +84,14 @@ SCORE_TARGET __attribute__((always_inline)) static inline void multiply_blocks(c
 				sum[t][b] = _mm512_dpbf16_ps(
 					sum[t][b], weights[b], pair_of(x + t * COLUMNS + k));
 	}
-#pragma GCC unroll 12
-	for (unsigned t = 0; t < TILE; t++)
-#pragma GCC unroll 2
-		for (unsigned b = 0; b < blocks; b++)
-			_mm512_storeu_ps(c + t * c_stride + b * GATE_ROWS, sum[t][b]);
-}
-
-SCORE_TARGET static void multiply(const uint16_t *w, unsigned blocks, size_t block_stride,
-	const void *panel, uint32_t columns, float *c, size_t c_stride, bool add)
-{
-	if (blocks == 2)
-		multiply_blocks(w, 2, block_stride, panel, columns, c, c_stride, add);
-	else
-		multiply_blocks(w, 1, block_stride, panel, columns, c, c_stride, add);
 }
 
 const struct score_ops score_avx512_bf16 = {
 	.tile = TILE,
 	.columns = COLUMNS,
+	.blocks = 2,
 	.panel_bytes = sizeof(uint16_t) * TILE * COLUMNS,
-	.rounds = true,
+	.bf16 = true,
 	.pack = pack,
 	.multiply = multiply,
 	.fast_kvzip = lanes_fast_kvzip,
@@ -154,10 +135,11 @@ SCORE_TARGET static void amx_pack(const struct score_x *x, uint32_t token, uint3
 }
 
 /* Tiles 0 to 3: sums [tokens][rows]; 4, 5: hidden states; 6, 7: weights. */
-AMX_TARGET static void amx_multiply(const uint16_t *w, unsigned blocks, size_t block_stride,
-	const void *panel, uint32_t columns, float *c, size_t c_stride, bool add)
+AMX_TARGET static void amx_multiply(const struct score_w *w, unsigned blocks, const void *panel,
+	uint32_t columns, float *c, size_t c_stride, bool add)
 {
 	const size_t row = c_stride * sizeof(*c);
+	const char *weights = w->blocks;
 	const uint16_t *x = panel;
 	float *below = c + 16 * c_stride;
 
@@ -173,14 +155,14 @@ AMX_TARGET static void amx_multiply(const uint16_t *w, unsigned blocks, size_t b
 		_tile_loadd(1, c + GATE_ROWS, row);
 		_tile_loadd(3, below + GATE_ROWS, row);
 	}
-	for (uint32_t k = 0; k < columns; k += 32, x += 2 * TILE_VALUES, w += TILE_VALUES) {
+	for (uint32_t k = 0; k < columns; k += 32, x += 2 * TILE_VALUES, weights += TILE_BYTES) {
 		_tile_loadd(4, x, 64);
 		_tile_loadd(5, x + TILE_VALUES, 64);
-		_tile_loadd(6, w, 64);
+		_tile_loadd(6, weights, 64);
 		_tile_dpbf16ps(0, 4, 6);
 		_tile_dpbf16ps(2, 5, 6);
 		if (blocks == 2) {
-			_tile_loadd(7, w + block_stride, 64);
+			_tile_loadd(7, weights + w->next, 64);
 			_tile_dpbf16ps(1, 4, 7);
 			_tile_dpbf16ps(3, 5, 7);
 		}
@@ -196,8 +178,9 @@ AMX_TARGET static void amx_multiply(const uint16_t *w, unsigned blocks, size_t b
 const struct score_ops score_amx_bf16 = {
 	.tile = AMX_TILE,
 	.columns = AMX_COLUMNS,
+	.blocks = 2,
 	.panel_bytes = sizeof(uint16_t) * AMX_TILE * AMX_COLUMNS,
-	.rounds = true,
+	.bf16 = true,
 	.begin = amx_begin,
 	.end = amx_end,
 	.pack = amx_pack,

@@ -85,9 +85,11 @@ bool gate_isa_supported(enum gate_isa isa)
 }
 #endif
 
-enum gate_isa score_best_isa(void)
+enum gate_isa score_best_isa(uint32_t dtype)
 {
-	for (enum gate_isa isa = GATE_ISA_AMX_BF16; isa > GATE_ISA_SCALAR; isa--)
+	enum gate_isa best = dtype == KVG_DTYPE_BF16 ? GATE_ISA_AMX_BF16 : GATE_ISA_AVX512;
+
+	for (enum gate_isa isa = best; isa > GATE_ISA_SCALAR; isa--)
 		if (gate_isa_supported(isa) && !(isa == GATE_ISA_AVX512_BF16 && slow_bf16()))
 			return isa;
 	return GATE_ISA_SCALAR;

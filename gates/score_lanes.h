@@ -42,13 +42,36 @@ SCORE_TARGET static inline void lanes_store(float *p, lanes v)
 	__builtin_memcpy(p, &v, sizeof(v));
 }
 
-/* To the nearest bf16, ties to even. */
-SCORE_TARGET static inline lanes lanes_round(lanes v)
+SCORE_TARGET static inline lanes lanes_round_bf16(lanes v)
 {
 	lane_bits bits = (lane_bits)v;
 	lane_bits nearest = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
 
 	return lanes_select((lane_bits)(v == v), (lanes)nearest, v);
+}
+
+/* Below 2^-14 an f16 is a multiple of 2^-24, which is f32's unit from 1/2 to 1; above 65504 comes infinity. */
+SCORE_TARGET static inline lanes lanes_round_f16(lanes v)
+{
+	lane_bits sign = (lane_bits)v & 0x80000000, size = (lane_bits)v & 0x7fffffff;
+	lanes nearest = (lanes)((size + 0xfff + (size >> 13 & 1)) & 0xffffe000);
+	lanes small = ((lanes)size + 0.5f) - 0.5f;
+
+	nearest = lanes_select((lane_bits)((lanes)size < 0x1p-14f), small, nearest);
+	nearest = lanes_select((lane_bits)(nearest > 65504.0f), lanes_all(INFINITY), nearest);
+	return lanes_select((lane_bits)(v == v), (lanes)((lane_bits)nearest | sign), v);
+}
+
+/* gate_round() of each lane: to the nearest, ties to even; NaN stays NaN. */
+SCORE_TARGET static inline lanes lanes_round(lanes v, uint32_t dtype)
+{
+	switch (dtype) {
+	case KVG_DTYPE_BF16:
+		return lanes_round_bf16(v);
+	case KVG_DTYPE_F16:
+		return lanes_round_f16(v);
+	}
+	return v;
 }
 
 SCORE_TARGET static inline lanes lanes_root(lanes v)
@@ -60,12 +83,14 @@ SCORE_TARGET static inline lanes lanes_root(lanes v)
 
 /*
  * exp to 2 units in the last place: 2^n times the series on [-ln 2 / 2, ln 2 / 2]. Arguments are kept
- * where the result is finite and normal; at the ends a score is 0 or 1 anyway.
+ * where the result is finite and normal; at the ends a score is 0 or 1 anyway. A NaN is given back as it came: with
+ * its low bits the power of two would be some number.
  */
 SCORE_TARGET static inline lanes lanes_exp(lanes x)
 {
 	const float nearest =
 		12582912.0f; /* 1.5 * 2^23: adding it leaves the nearest whole number in the low bits */
+	const lanes given = x;
 	lanes t, n, p;
 
 	x = lanes_select((lane_bits)(x > 88.0f), lanes_all(88.0f), x);
@@ -81,7 +106,8 @@ SCORE_TARGET static inline lanes lanes_exp(lanes x)
 	p = p * x + 0.5f;
 	p = p * x + 1.0f;
 	p = p * x + 1.0f;
-	return (lanes)((lane_bits)p + ((lane_bits)t << 23));
+	p = (lanes)((lane_bits)p + ((lane_bits)t << 23));
+	return lanes_select((lane_bits)(given == given), p, given);
 }
 
 /* x times the normal distribution function; erfc(z) = t exp(P(t) - z^2), t = 1 / (1 + z / 2), z >= 0, P fitted to 7e-8. */
@@ -117,23 +143,21 @@ SCORE_TARGET static inline lanes lanes_gather(const struct score_c *c, uint32_t 
 	return lanes_load(v);
 }
 
-/* ret[d] = w[d] * bf16(v[d] / sqrt(mean(v^2) + eps)), v = bf16(projection + bias) */
+/* ret[d] = w[d] * round(v[d] / sqrt(mean(v^2) + eps)), v = round(projection + bias) */
 SCORE_TARGET static inline void lanes_normalise(const struct score_c *c, uint32_t t, uint32_t row,
-	const float *bias, const float *weight, uint32_t dim, bool exact, float *ret)
+	const float *bias, const float *weight, uint32_t dim, uint32_t round, float *ret)
 {
 	lanes squares = {0}, scale, v;
 
 	for (uint32_t d = 0; d < dim; d++) {
-		v = lanes_gather(c, t, row + d) + bias[row + d];
-		if (exact)
-			v = lanes_round(v);
+		v = lanes_round(lanes_gather(c, t, row + d) + bias[row + d], round);
 		squares += v * v;
 		lanes_store(ret + d * LANES, v);
 	}
 	scale = 1.0f / lanes_root(squares / (float)dim + EPSILON);
 	for (uint32_t d = 0; d < dim; d++) {
 		v = lanes_load(ret + d * LANES) * scale;
-		lanes_store(ret + d * LANES, (exact ? lanes_round(v) : v) * weight[d]);
+		lanes_store(ret + d * LANES, lanes_round(v, round) * weight[d]);
 	}
 }
 
@@ -154,18 +178,18 @@ SCORE_TARGET static inline lanes lanes_sinks(
 }
 
 SCORE_TARGET static inline lanes lanes_head(const struct gate_info *i, const struct gate_layer *y,
-	const struct score_c *c, uint32_t t, uint32_t h, bool exact, float *v)
+	const struct score_c *c, uint32_t t, uint32_t h, uint32_t round, float *v)
 {
 	const float scale = 1.0f / __builtin_sqrtf((float)i->dim);
 	float *q = v, *k = v + (size_t)i->dim * LANES;
 	lanes score = {0};
 
 	lanes_normalise(
-		c, t, (i->heads * i->groups + h) * i->dim, y->in.bias, y->k_norm, i->dim, exact, k);
+		c, t, (i->heads * i->groups + h) * i->dim, y->in.bias, y->k_norm, i->dim, round, k);
 	for (uint32_t n = h * i->groups; n < (h + 1) * i->groups; n++) {
 		lanes l = {0};
 
-		lanes_normalise(c, t, n * i->dim, y->in.bias, y->q_norm, i->dim, exact, q);
+		lanes_normalise(c, t, n * i->dim, y->in.bias, y->q_norm, i->dim, round, q);
 		for (uint32_t d = 0; d < i->dim; d++)
 			l += lanes_load(k + d * LANES) * lanes_load(q + d * LANES);
 		l = l * scale + y->b[n];
@@ -178,13 +202,13 @@ SCORE_TARGET static inline lanes lanes_head(const struct gate_info *i, const str
 }
 
 SCORE_TARGET static void lanes_fast_kvzip(const struct gate *g, const struct gate_layer *y,
-	const struct score_c *c, bool exact, float *v, float *ret_scores, size_t score_stride)
+	const struct score_c *c, uint32_t round, float *v, float *ret_scores, size_t score_stride)
 {
 	for (uint32_t t = 0; t < c->tokens; t += LANES) {
 		size_t n = c->tokens - t < LANES ? c->tokens - t : LANES;
 
 		for (uint32_t h = 0; h < g->info.heads; h++) {
-			lanes score = lanes_head(&g->info, y, c, t, h, exact, v);
+			lanes score = lanes_head(&g->info, y, c, t, h, round, v);
 
 			__builtin_memcpy(
 				ret_scores + h * score_stride + t, &score, n * sizeof(float));
@@ -196,7 +220,7 @@ SCORE_TARGET static void lanes_fast_kvzip(const struct gate *g, const struct gat
 
 /* Rows beyond m->rows are computed too: there is room for whole blocks, and their weights are zero. */
 SCORE_TARGET static void lanes_gelu_rows(
-	const struct gate_matrix *m, const struct score_c *c, bool exact)
+	const struct gate_matrix *m, const struct score_c *c, uint32_t round)
 {
 	for (uint32_t t = 0; t < c->tokens; t++) {
 		float *row = c->values + t * c->stride;
@@ -204,8 +228,8 @@ SCORE_TARGET static void lanes_gelu_rows(
 		for (uint32_t r = 0; r < m->blocks * GATE_ROWS; r += LANES) {
 			lanes v = lanes_load(row + r) + lanes_load(m->bias + r);
 
-			v = lanes_gelu(exact ? lanes_round(v) : v);
-			lanes_store(row + r, exact ? lanes_round(v) : v);
+			v = lanes_gelu(lanes_round(v, round));
+			lanes_store(row + r, lanes_round(v, round));
 		}
 	}
 }
@@ -223,13 +247,13 @@ SCORE_TARGET static inline void lanes_pack_row(
 	if (x->dtype == KVG_DTYPE_BF16) {
 		for (; k < used; k++)
 			ret[k] = bf16_to_f32(b[k]);
-	} else if (!x->round) {
+	} else if (x->round == KVG_DTYPE_F32) {
 		__builtin_memcpy(ret, f, used * sizeof(*f));
 	} else {
 		for (; k + LANES <= used; k += LANES)
-			lanes_store(ret + k, lanes_round(lanes_load(f + k)));
+			lanes_store(ret + k, lanes_round(lanes_load(f + k), x->round));
 		__builtin_memcpy(tail, f + k, (used - k) * sizeof(*f));
-		lanes_store(tail, lanes_round(lanes_load(tail)));
+		lanes_store(tail, lanes_round(lanes_load(tail), x->round));
 		__builtin_memcpy(ret + k, tail, (used - k) * sizeof(*f));
 	}
 }

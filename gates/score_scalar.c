@@ -12,16 +12,11 @@
 #define COLUMNS 256u
 #define EPSILON 1e-6f
 
-static float rounded(float f)
-{
-	return bf16_to_f32(bf16_from_f32(f));
-}
-
 static float element(const struct score_x *x, size_t i)
 {
 	if (x->dtype == KVG_DTYPE_BF16)
 		return bf16_to_f32(((const uint16_t *)x->data)[i]);
-	return x->round ? rounded(((const float *)x->data)[i]) : ((const float *)x->data)[i];
+	return gate_round(((const float *)x->data)[i], x->round);
 }
 
 static void pack(const struct score_x *x, uint32_t token, uint32_t tokens, uint32_t first,
@@ -35,8 +30,17 @@ static void pack(const struct score_x *x, uint32_t token, uint32_t tokens, uint3
 			panel[t * columns + k] = element(x, (token + t) * x->stride + first + k);
 }
 
-static void multiply(const uint16_t *w, unsigned blocks, size_t block_stride, const void *panel,
-	uint32_t columns, float *c, size_t c_stride, bool add)
+static float weight(const struct score_w *w, unsigned block, uint32_t k, uint32_t row)
+{
+	const char *at = (const char *)w->blocks + block * w->next;
+
+	if (w->wide)
+		return ((const float *)at)[k * GATE_ROWS + row];
+	return bf16_to_f32(((const uint16_t *)at)[k / 2 * 2 * GATE_ROWS + row * 2 + k % 2]);
+}
+
+static void multiply(const struct score_w *w, unsigned blocks, const void *panel, uint32_t columns,
+	float *c, size_t c_stride, bool add)
 {
 	const float *x = panel;
 
@@ -48,28 +52,24 @@ static void multiply(const uint16_t *w, unsigned blocks, size_t block_stride, co
 				memset(sum, 0, GATE_ROWS * sizeof(*sum));
 			for (uint32_t k = 0; k < columns; k++)
 				for (uint32_t r = 0; r < GATE_ROWS; r++)
-					sum[r] += x[t * columns + k] *
-						bf16_to_f32(w[b * block_stride +
-							k / 2 * 2 * GATE_ROWS + r * 2 + k % 2]);
+					sum[r] += x[t * columns + k] * weight(w, b, k, r);
 		}
 	}
 }
 
 /* rms(v, w) = w * v / sqrt(mean(v^2) + eps) of one row of projections. */
 static void normalise(const float *projected, const float *bias, const float *weight, uint32_t dim,
-	bool exact, float *ret)
+	uint32_t round, float *ret)
 {
 	float squares = 0, scale;
 
 	for (uint32_t d = 0; d < dim; d++) {
-		ret[d] = projected[d] + bias[d];
-		if (exact)
-			ret[d] = rounded(ret[d]);
+		ret[d] = gate_round(projected[d] + bias[d], round);
 		squares += ret[d] * ret[d];
 	}
 	scale = 1.0f / sqrtf(squares / (float)dim + EPSILON);
 	for (uint32_t d = 0; d < dim; d++)
-		ret[d] = weight[d] * (exact ? rounded(ret[d] * scale) : ret[d] * scale);
+		ret[d] = weight[d] * gate_round(ret[d] * scale, round);
 }
 
 static float dot(const float *a, const float *b, uint32_t n)
@@ -82,7 +82,7 @@ static float dot(const float *a, const float *b, uint32_t n)
 }
 
 static void fast_kvzip(const struct gate *g, const struct gate_layer *y, const struct score_c *c,
-	bool exact, float *v, float *ret_scores, size_t score_stride)
+	uint32_t round, float *v, float *ret_scores, size_t score_stride)
 {
 	const struct gate_info *i = &g->info;
 	const float root = sqrtf((float)i->dim);
@@ -95,12 +95,12 @@ static void fast_kvzip(const struct gate *g, const struct gate_layer *y, const s
 			uint32_t k_row = (i->heads * i->groups + h) * i->dim;
 			float sum = 0;
 
-			normalise(row + k_row, y->in.bias + k_row, y->k_norm, i->dim, exact, k);
+			normalise(row + k_row, y->in.bias + k_row, y->k_norm, i->dim, round, k);
 			for (uint32_t n = 0; n < i->groups; n++) {
 				uint32_t q_row = (h * i->groups + n) * i->dim;
 				float l, others = 0;
 
-				normalise(row + q_row, y->in.bias + q_row, y->q_norm, i->dim, exact,
+				normalise(row + q_row, y->in.bias + q_row, y->q_norm, i->dim, round,
 					q);
 				l = dot(k, q, i->dim) / root + y->b[h * i->groups + n];
 				for (uint32_t s = 0; s < i->sinks; s++)
@@ -116,18 +116,16 @@ static void fast_kvzip(const struct gate *g, const struct gate_layer *y, const s
 	}
 }
 
-static void gelu(const struct gate_matrix *m, const struct score_c *c, bool exact)
+static void gelu(const struct gate_matrix *m, const struct score_c *c, uint32_t round)
 {
 	for (uint32_t t = 0; t < c->tokens; t++) {
 		float *row = c->values + t * c->stride;
 
 		for (uint32_t r = 0; r < m->rows; r++) {
-			float h = row[r] + m->bias[r];
+			float h = gate_round(row[r] + m->bias[r], round);
 
-			if (exact)
-				h = rounded(h);
 			h = 0.5f * h * (1.0f + erff(h * (float)M_SQRT1_2));
-			row[r] = exact ? rounded(h) : h;
+			row[r] = gate_round(h, round);
 		}
 	}
 }
@@ -135,6 +133,7 @@ static void gelu(const struct gate_matrix *m, const struct score_c *c, bool exac
 const struct score_ops score_scalar = {
 	.tile = TILE,
 	.columns = COLUMNS,
+	.blocks = 2,
 	.panel_bytes = sizeof(float) * TILE * COLUMNS,
 	.pack = pack,
 	.multiply = multiply,

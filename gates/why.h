@@ -2,6 +2,8 @@
 /*
  * why: the text that goes with an error code, for the person who gave us the file.
  * Thread: any. Locks: none. Blocks: never. Errors: it passes on the one it is given.
+ *
+ * Names out of a hostile file stand in it, and it ends on terminals and in logs: control characters become '?'.
  */
 #ifndef KVGATE_GATES_WHY_H
 #define KVGATE_GATES_WHY_H
@@ -20,6 +22,9 @@ __attribute__((format(printf, 3, 4))) static inline void why_print(
 	va_start(ap, fmt);
 	vsnprintf(ret_why, why_size, fmt, ap);
 	va_end(ap);
+	for (char *c = ret_why; *c; c++)
+		if ((unsigned char)*c < ' ' || *c == '\x7f')
+			*c = '?';
 }
 
 /* The value is `error`. */

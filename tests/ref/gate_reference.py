@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Gates written plainly in PyTorch, the rounding points where bf16 tensors put them.
+"""Gates written plainly in PyTorch, the rounding points where tensors of the gate's dtype put them.
 
     gate_reference.py OUT      writes cases with their scores; test_gate_golden reads them
 
 The committed gate_golden.bin is `gate_reference.py tests/ref/gate_golden.bin`. Weights and hidden states are not in it:
 both sides make them from a hash (uniform() here, fixture_uniform() in gate_fixture.c). Format, little endian:
-magic KVGGAT01, u32 cases; case: u32 kind, layers, heads, groups, hidden, dim, sinks, mlp, tokens, seed;
-f32 exact[layers][heads][tokens], fast[layers][heads][tokens] (bf16 hidden states), plain[...] (fast, f32 hidden states)
+magic KVGGAT02, u32 cases; case: u32 kind, dtype, layers, heads, groups, hidden, dim, sinks, mlp, tokens, seed;
+f32 [layers][heads][tokens] four times: exact and fast from bf16 hidden states, fast and exact from f32 ones
 """
 import math
 import struct
@@ -18,21 +18,23 @@ import torch
 import torch.nn.functional as F
 
 FAST_KVZIP, KVZAP_LINEAR, KVZAP_MLP = 1, 2, 3
+BF16, F16, F32 = 1, 2, 3
+DTYPES = {BF16: torch.bfloat16, F16: torch.float16, F32: torch.float32}
 EPS = 1e-6
 
 
 # ---- gates ----
 
 def rms(v, w, exact):
-    v = v.float()
+    given, v = v.dtype, v.float()
     n = v * torch.rsqrt(v.pow(2).mean(-1, keepdim=True) + EPS)
-    return w * (n.bfloat16().float() if exact else n)
+    return w * (n.to(given).float() if exact else n)
 
 
 def linear(x, w, b, exact):
-    """bf16 in and out, as the model computes it, or f32 throughout."""
+    """The weights' dtype in and out, as the model computes it, or f32 throughout."""
     if exact:
-        return F.linear(x.bfloat16(), w, b)
+        return F.linear(x.to(w.dtype), w, b)
     return F.linear(x.float(), w.float(), None if b is None else b.float())
 
 
@@ -96,14 +98,14 @@ def spread(name, shape):
     return (np.float32(2) / np.sqrt(np.float32(shape[1])) if len(shape) == 2 else np.float32(1)), np.float32(0)
 
 
-def gate(kind, layers, heads, groups, hidden, dim, sinks, mlp, seed):
+def gate(kind, dtype, layers, heads, groups, hidden, dim, sinks, mlp, seed):
     made, number = [], 0
     for _ in range(layers):
         tensors = {}
         for name, shape in parts(kind, heads, groups, hidden, dim, sinks, mlp):
             scale, offset = spread(name, shape)
             t = torch.from_numpy(scale * uniform(seed, number, math.prod(shape)) + offset).view(shape)
-            tensors[name] = t if name in ("k_base", "q_norm.weight", "k_norm.weight") else t.bfloat16()
+            tensors[name] = t if name in ("k_base", "q_norm.weight", "k_norm.weight") else t.to(DTYPES[dtype])
             number += 1
         made.append(tensors)
     return made
@@ -117,26 +119,35 @@ def hidden_states(seed, tokens, hidden):
 
 # ---- golden file ----
 
-CASES = (  # kind, layers, heads, groups, hidden, dim, sinks, mlp, tokens, seed
-    (FAST_KVZIP, 1, 8, 4, 4096, 16, 16, 0, 64, 1),  # Qwen3-8B
-    (FAST_KVZIP, 1, 4, 7, 3584, 16, 16, 0, 40, 2),  # Qwen2.5-7B
-    (FAST_KVZIP, 2, 2, 1, 96, 16, 1, 0, 33, 3),
-    (FAST_KVZIP, 2, 3, 5, 250, 20, 7, 0, 19, 4),  # nothing fits a vector
-    (KVZAP_LINEAR, 2, 8, 0, 2560, 0, 0, 0, 37, 5),
-    (KVZAP_MLP, 1, 8, 0, 4096, 0, 0, 512, 50, 6),
-    (KVZAP_MLP, 2, 5, 0, 130, 0, 0, 75, 21, 7),
+CASES = (  # kind, dtype, layers, heads, groups, hidden, dim, sinks, mlp, tokens, seed
+    (FAST_KVZIP, BF16, 1, 8, 4, 4096, 16, 16, 0, 64, 1),  # Qwen3-8B
+    (FAST_KVZIP, BF16, 1, 4, 7, 3584, 16, 16, 0, 40, 2),  # Qwen2.5-7B
+    (FAST_KVZIP, BF16, 2, 2, 1, 96, 16, 1, 0, 33, 3),
+    (FAST_KVZIP, BF16, 2, 3, 5, 250, 20, 7, 0, 19, 4),  # nothing fits a vector
+    (KVZAP_LINEAR, BF16, 2, 8, 0, 2560, 0, 0, 0, 37, 5),
+    (KVZAP_MLP, BF16, 1, 8, 0, 4096, 0, 0, 512, 50, 6),
+    (KVZAP_MLP, BF16, 2, 5, 0, 130, 0, 0, 75, 21, 7),
+    (FAST_KVZIP, F16, 1, 8, 4, 1024, 16, 16, 0, 64, 8),
+    (FAST_KVZIP, F32, 1, 8, 4, 1024, 16, 16, 0, 64, 9),
+    (FAST_KVZIP, F16, 2, 3, 5, 250, 20, 7, 0, 19, 10),
+    (FAST_KVZIP, F32, 2, 3, 5, 250, 20, 7, 0, 19, 11),
+    (KVZAP_LINEAR, F16, 2, 8, 0, 2560, 0, 0, 0, 37, 12),
+    (KVZAP_LINEAR, F32, 2, 8, 0, 2560, 0, 0, 0, 37, 13),
+    (KVZAP_MLP, F16, 2, 5, 0, 130, 0, 0, 75, 21, 14),
+    (KVZAP_MLP, F32, 2, 5, 0, 130, 0, 0, 75, 21, 15),
 )
 
 
 def main():
     with open(sys.argv[1], "wb") as out:
-        out.write(b"KVGGAT01" + struct.pack("<I", len(CASES)))
+        out.write(b"KVGGAT02" + struct.pack("<I", len(CASES)))
         for case in CASES:
-            kind, layers, heads, groups, hidden, dim, sinks, mlp, tokens, seed = case
-            tensors = gate(kind, layers, heads, groups, hidden, dim, sinks, mlp, seed)
+            *shape, tokens, seed = case
+            kind, hidden = shape[0], shape[5]
+            tensors = gate(*shape, seed)
             x = hidden_states(seed, tokens, hidden)
-            out.write(struct.pack("<10I", *case))
-            for given, exact in ((x.bfloat16(), True), (x.bfloat16(), False), (x, False)):
+            out.write(struct.pack("<11I", *case))
+            for given, exact in ((x.bfloat16(), True), (x.bfloat16(), False), (x, False), (x, True)):
                 for t in tensors:
                     out.write(score(kind, t, given, exact).numpy().astype("<f4").tobytes())
 

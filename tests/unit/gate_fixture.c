@@ -38,8 +38,11 @@ static void spread(const struct gate_part *p, float *ret_scale, float *ret_offse
 void fixture_init(struct fixture *f, uint64_t seed)
 {
 	struct gate_part parts[GATE_PARTS_MAX];
-	unsigned n_parts = gate_parts(&f->info, parts);
+	unsigned n_parts;
 
+	if (!f->info.dtype)
+		f->info.dtype = KVG_DTYPE_BF16;
+	n_parts = gate_parts(&f->info, parts);
 	assert(f->info.layers <= FIXTURE_LAYERS);
 	f->n = 0;
 	for (uint32_t l = 0; l < f->info.layers; l++) {
@@ -92,6 +95,8 @@ float fixture_get(const struct safetensors_tensor *t, uint64_t i)
 {
 	if (t->dtype == SAFETENSORS_BF16)
 		return bf16_to_f32(((const uint16_t *)t->data)[i]);
+	if (t->dtype == SAFETENSORS_F16)
+		return f16_to_f32(((const uint16_t *)t->data)[i]);
 	return ((const float *)t->data)[i];
 }
 
@@ -99,6 +104,8 @@ void fixture_set(struct safetensors_tensor *t, uint64_t i, float value)
 {
 	if (t->dtype == SAFETENSORS_BF16)
 		((uint16_t *)t->data)[i] = bf16_from_f32(value);
+	else if (t->dtype == SAFETENSORS_F16)
+		((uint16_t *)t->data)[i] = f16_from_f32(value);
 	else
 		((float *)t->data)[i] = value;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Gates made of numbers that gate_reference.py makes too: element i of tensor t of a seed is
- * scale * u + offset, u in [-1, 1) from splitmix64(seed, t, i), rounded to bf16 where the tensor is bf16.
+ * scale * u + offset, u in [-1, 1) from splitmix64(seed, t, i), rounded to the tensor's dtype.
  */
 #ifndef KVGATE_TESTS_GATE_FIXTURE_H
 #define KVGATE_TESTS_GATE_FIXTURE_H
@@ -11,7 +11,7 @@
 #define FIXTURE_LAYERS 3
 
 struct fixture {
-	struct gate_info info; /* kind and sizes are the caller's */
+	struct gate_info info; /* kind and sizes are the caller's; dtype too, bf16 when it is 0 */
 	struct safetensors_tensor tensors[FIXTURE_LAYERS * GATE_PARTS_MAX]; /* in canonical order */
 	char names[FIXTURE_LAYERS * GATE_PARTS_MAX][48];
 	uint32_t n;    /* how many of them are given to the reader */

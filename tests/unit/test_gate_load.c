@@ -389,28 +389,38 @@ static void test_directory(void **state)
 
 /* ---- our own files ---- */
 
+#define FAST_KVZIP(type)                                                                           \
+	{                                                                                          \
+		.kind = GATE_FAST_KVZIP, .dtype = type, .layers = 3, .heads = 2, .groups = 3,      \
+		.hidden = 50, .dim = 12, .sinks = 5                                                \
+	}
+
 static const struct gate_info shapes[] = {
-	{.kind = GATE_FAST_KVZIP,
-		.layers = 3,
-		.heads = 2,
-		.groups = 3,
-		.hidden = 50,
-		.dim = 12,
-		.sinks = 5},
+	FAST_KVZIP(KVG_DTYPE_BF16),
 	{.kind = GATE_KVZAP_LINEAR, .layers = 2, .heads = 5, .hidden = 33},
 	{.kind = GATE_KVZAP_MLP, .layers = 2, .heads = 3, .hidden = 70, .mlp = 17},
+	FAST_KVZIP(KVG_DTYPE_F16),
+	FAST_KVZIP(KVG_DTYPE_F32),
+	{.kind = GATE_KVZAP_LINEAR, .dtype = KVG_DTYPE_F16, .layers = 2, .heads = 5, .hidden = 33},
+	{.kind = GATE_KVZAP_MLP,
+		.dtype = KVG_DTYPE_F32,
+		.layers = 2,
+		.heads = 3,
+		.hidden = 70,
+		.mlp = 17},
 };
+#define PART_BYTES 16384 /* of the largest */
 
 static void check_same(const struct gate *a, const struct gate *b)
 {
 	const struct gate_info *x = gate_info(a), *y = gate_info(b);
-	uint8_t left[8192], right[8192];
+	uint8_t left[PART_BYTES], right[PART_BYTES];
 	struct gate_part parts[GATE_PARTS_MAX];
 	unsigned n = gate_parts(x, parts);
 
-	assert_true(x->kind == y->kind && x->layers == y->layers && x->heads == y->heads &&
-		x->groups == y->groups && x->hidden == y->hidden && x->dim == y->dim &&
-		x->sinks == y->sinks && x->mlp == y->mlp);
+	assert_true(x->kind == y->kind && x->dtype == y->dtype && x->layers == y->layers &&
+		x->heads == y->heads && x->groups == y->groups && x->hidden == y->hidden &&
+		x->dim == y->dim && x->sinks == y->sinks && x->mlp == y->mlp);
 	assert_memory_equal(x->digest, y->digest, 32);
 	for (uint32_t l = 0; l < x->layers; l++) {
 		for (unsigned i = 0; i < n; i++) {
@@ -462,7 +472,7 @@ static void test_parts(void **state)
 	for (unsigned i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
 		struct fixture f = {.info = shapes[i]};
 		struct gate_part parts[GATE_PARTS_MAX];
-		uint8_t data[8192];
+		uint8_t data[PART_BYTES];
 		struct gate *g;
 		unsigned n;
 
@@ -592,8 +602,13 @@ static void test_unfit(void **state)
 	unfit(&f, "size of zero");
 	fixture_tensor(&f, 0, "k_base")->shape[3] = 1ull << 40;
 	unfit(&f, "larger than any model");
+	fixture_tensor(&f, 0, "k_base")->shape[0] = 1024;
+	fixture_tensor(&f, 0, "b")->shape[2] = 256;
+	unfit(&f, "larger than any model: H 1024, G 256");
 	fixture_tensor(&f, 2, "q_proj.bias")->dtype = SAFETENSORS_I16;
 	unfit(&f, "gates are BF16");
+	fixture_tensor(&f, 0, "q_proj.weight")->dtype = SAFETENSORS_I16;
+	unfit(&f, "layers.0.q_proj.weight is I16; gates are BF16");
 	f.n--;
 	unfit(&f, "7 in each layer");
 	f.n -= 7;
@@ -604,29 +619,94 @@ static void test_unfit(void **state)
 	fixture_fini(&f);
 }
 
-/* Weights wider than bf16 are rounded to it, as the reference casts them. */
-static void test_wider_weights(void **state)
+/* Nobody looks at the weights of a gate that is refused for its size: here they are not even there. */
+static void test_memory(void **state)
 {
-	struct fixture f = {.info = shapes[1]};
-	struct safetensors_tensor *w;
-	struct gate *narrow, *wide;
-	float *values;
+	struct fixture f = {.info = shapes[0]};
 
 	(void)state;
-	fixture_init(&f, 70);
-	narrow = fixture_gate(&f);
-	w = fixture_tensor(&f, 1, "weight");
-	values = malloc(fixture_count(w) * sizeof(*values));
-	for (uint64_t i = 0; i < fixture_count(w); i++)
-		values[i] = fixture_get(w, i) * 1.001f;
-	free((void *)w->data);
-	w->bytes *= 2;
-	w->dtype = SAFETENSORS_F32;
-	w->data = values;
-	wide = fixture_gate(&f);
-	check_same(narrow, wide);
-	gate_free(narrow);
-	gate_free(wide);
+	fixture_init(&f, 60);
+	fixture_tensor(&f, 0, "k_base")->shape[0] = 1024;
+	fixture_tensor(&f, 0, "b")->shape[2] = 20;
+	fixture_tensor(&f, 0, "q_proj.weight")->shape[1] = 65536;
+	unfit(&f, "would take 96768 MB of memory, at most 8192");
+	fixture_fini(&f);
+}
+
+/* A name out of a file comes back as text, whatever is in it. */
+static void test_control_characters(void **state)
+{
+	(void)state;
+	refused_text("cos\x1b\nsys\rtem\n(X\2\0\0\0idtR.", "os?.sys?tem");
+}
+
+/* ---- dtypes ---- */
+
+static void to_f32(struct safetensors_tensor *t)
+{
+	uint64_t n = fixture_count(t);
+	float *values = malloc(n * sizeof(*values));
+
+	for (uint64_t i = 0; i < n; i++)
+		values[i] = fixture_get(t, i);
+	free((void *)t->data);
+	t->dtype = SAFETENSORS_F32;
+	t->bytes = n * sizeof(*values);
+	t->data = values;
+}
+
+/* A tensor may come in another dtype than the projections, as long as that rounds nothing. */
+static void test_mixed(void **state)
+{
+	static const char *const names[] = {"b", "q_proj.bias", "k_proj.weight"};
+	char why[300] = "";
+
+	(void)state;
+	for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+		struct fixture f = {.info = shapes[i % 2 ? 3 : 0]};
+		struct gate *same, *mixed, *none = NULL;
+		struct safetensors_tensor *t;
+
+		fixture_init(&f, 70);
+		same = fixture_gate(&f);
+		t = fixture_tensor(&f, 1, names[i]);
+		to_f32(t);
+		mixed = fixture_gate(&f);
+		check_same(same, mixed);
+		fixture_set(t, 1, nextafterf(fixture_get(t, 1), 2));
+		assert_int_equal(fixture_try(&f, &none, why, sizeof(why)), -EINVAL);
+		assert_non_null(strstr(why, "F32 and would be rounded"));
+		assert_non_null(strstr(why, names[i]));
+		assert_null(none);
+		gate_free(same);
+		gate_free(mixed);
+		fixture_fini(&f);
+	}
+}
+
+/* The same bytes, or the same values, in another dtype are another gate: it rounds elsewhere. */
+static void test_dtype_is_identity(void **state)
+{
+	struct fixture f = {.info = shapes[1]};
+	struct gate *bf16, *f16, *f32;
+
+	(void)state;
+	fixture_init(&f, 71);
+	bf16 = fixture_gate(&f);
+	for (uint32_t i = 0; i < f.n; i++)
+		f.tensors[i].dtype = SAFETENSORS_F16;
+	f16 = fixture_gate(&f);
+	for (uint32_t i = 0; i < f.n; i++)
+		to_f32(&f.tensors[i]);
+	f32 = fixture_gate(&f);
+	assert_int_equal(gate_info(bf16)->dtype, KVG_DTYPE_BF16);
+	assert_int_equal(gate_info(f16)->dtype, KVG_DTYPE_F16);
+	assert_int_equal(gate_info(f32)->dtype, KVG_DTYPE_F32);
+	assert_memory_not_equal(gate_info(bf16)->digest, gate_info(f16)->digest, 32);
+	assert_memory_not_equal(gate_info(f16)->digest, gate_info(f32)->digest, 32);
+	gate_free(bf16);
+	gate_free(f16);
+	gate_free(f32);
 	fixture_fini(&f);
 }
 
@@ -671,6 +751,10 @@ static void test_kvzap_folder(void **state)
 		refused(folder, -EINVAL, "hidden_dim");
 		write_config(f.info.hidden, f.info.heads, hidden, 9);
 		refused(folder, -EINVAL, "n_modules");
+		write_config(f.info.hidden, f.info.heads, "\"17\"", f.info.layers);
+		refused(folder, -EBADMSG, "hidden_dim is not a whole number");
+		write_config(f.info.hidden, f.info.heads, "17.5", f.info.layers);
+		refused(folder, -EBADMSG, "hidden_dim is not a whole number");
 		write_all(in_folder("config.json"), "[]", 2);
 		refused(folder, -EBADMSG, "not a JSON object");
 		gate_free(g);
@@ -724,7 +808,10 @@ int main(void)
 		cmocka_unit_test(test_parts),
 		cmocka_unit_test(test_metadata),
 		cmocka_unit_test(test_unfit),
-		cmocka_unit_test(test_wider_weights),
+		cmocka_unit_test(test_memory),
+		cmocka_unit_test(test_control_characters),
+		cmocka_unit_test(test_mixed),
+		cmocka_unit_test(test_dtype_is_identity),
 		cmocka_unit_test(test_kvzap_folder),
 		cmocka_unit_test(test_quantiles),
 	};

@@ -266,7 +266,7 @@ static void test_extremes(void **state)
 }
 
 /* NaN makes its own token's scores NaN, in every head, and no other's. */
-static void test_nan(void **state)
+static void check_nan(uint32_t dtype)
 {
 	static const uint16_t nans[] = {0x7fc0, 0x7fff, 0xffc1};
 	struct fixture f = {.info = usual};
@@ -274,7 +274,7 @@ static void test_nan(void **state)
 	uint16_t x[TOKENS * 160];
 	float clean[3 * TOKENS], dirty[3 * TOKENS];
 
-	(void)state;
+	f.info.dtype = dtype;
 	fixture_init(&f, 9);
 	g = fixture_gate(&f);
 	each_way(arithmetic, isa)
@@ -297,8 +297,49 @@ static void test_nan(void **state)
 	fixture_fini(&f);
 }
 
+static void test_nan(void **state)
+{
+	(void)state;
+	check_nan(KVG_DTYPE_BF16);
+	check_nan(KVG_DTYPE_F16);
+	check_nan(KVG_DTYPE_F32);
+}
+
+static float from_bits(uint32_t bits)
+{
+	float f;
+
+	memcpy(&f, &bits, sizeof(f));
+	return f;
+}
+
+/* f32 has NaNs with bits that bf16 has no room for. */
+static void test_nan_f32(void **state)
+{
+	static const uint32_t nans[] = {0x7fc00001, 0x7f800001, 0xffffffff, 0xffc00000, 0x7fc000ff};
+	const uint32_t n = sizeof(nans) / sizeof(nans[0]);
+	struct fixture f = {.info = usual};
+	float x[5 * 160], got[3 * 5];
+	struct gate *g;
+
+	(void)state;
+	fixture_init(&f, 14);
+	fixture_hidden(15, n, 160, KVG_DTYPE_F32, x);
+	for (uint32_t t = 0; t < n; t++)
+		x[t * 160 + 7 * t] = from_bits(nans[t]);
+	g = fixture_gate(&f);
+	each_way(arithmetic, isa)
+	{
+		fixture_score(g, 0, x, KVG_DTYPE_F32, n, arithmetic, isa, got);
+		for (uint32_t i = 0; i < 3 * n; i++)
+			assert_true(isnan(got[i]));
+	}
+	gate_free(g);
+	fixture_fini(&f);
+}
+
 /* A token scores the same to the last bit alone, in any company, at any place, with any strides. */
-static void test_company(void **state)
+static void check_company(uint32_t dtype)
 {
 	static const uint32_t lengths[] = {1, 2, 5, 11, 12, 13, 31, 32, 33, 287, 288, 289, 600};
 	struct fixture f = {.info = usual};
@@ -309,8 +350,7 @@ static void test_company(void **state)
 	uint16_t *x = malloc(600 * 160 * 2), *wide = calloc(600 * x_stride, 2);
 	struct gate *g;
 
-	(void)state;
-	f.info.heads = 3;
+	f.info.dtype = dtype;
 	fixture_init(&f, 10);
 	g = fixture_gate(&f);
 	fixture_hidden(11, 600, 160, KVG_DTYPE_BF16, x);
@@ -342,6 +382,63 @@ static void test_company(void **state)
 	free(some);
 	free(x);
 	free(wide);
+}
+
+static void test_company(void **state)
+{
+	(void)state;
+	check_company(KVG_DTYPE_BF16);
+	check_company(KVG_DTYPE_F16);
+	check_company(KVG_DTYPE_F32);
+}
+
+#define ROUNDED (512u * 8) /* signs and exponents, and some mantissas of each */
+
+/* A linear gate of one weight: what it is given is rounded, so is what comes out. */
+static void check_f16_rounding(const float *x, float weight, enum gate_isa isa)
+{
+	struct fixture f = {.info = {.kind = GATE_KVZAP_LINEAR,
+				    .dtype = KVG_DTYPE_F16,
+				    .layers = 1,
+				    .heads = 1,
+				    .hidden = 1}};
+	float *got = malloc(ROUNDED * sizeof(*got));
+	struct gate *g;
+
+	fixture_init(&f, 13);
+	fill(&f, "weight", weight);
+	fill(&f, "bias", 0);
+	g = fixture_gate(&f);
+	fixture_score(g, 0, x, KVG_DTYPE_F32, ROUNDED, GATE_EXACT, isa, got);
+	for (uint32_t i = 0; i < ROUNDED; i++) {
+		float wanted = f16_to_f32(f16_from_f32(weight * f16_to_f32(f16_from_f32(x[i]))));
+
+		assert_true(got[i] == wanted || (isnan(got[i]) && isnan(x[i])));
+	}
+	gate_free(g);
+	fixture_fini(&f);
+	free(got);
+}
+
+/*
+ * Vector paths round to f16 as the scalar conversion does, on both sides of the ties, at the ends of f16, and what is
+ * no number. The last rounding is scalar: weights other than 1 show what the first one left.
+ */
+static void test_f16_rounding(void **state)
+{
+	static const uint32_t tails[] = {0, 1, 0xfff, 0x1000, 0x1001, 0x2fff, 0x3000, 0x7fffff};
+	static float x[ROUNDED];
+
+	(void)state;
+	for (uint32_t i = 0; i < ROUNDED; i++)
+		x[i] = from_bits(i / 8 << 23 | tails[i % 8]);
+	for (enum gate_isa isa = GATE_ISA_AUTO; isa <= GATE_ISA_AMX_BF16; isa++) {
+		if (!gate_isa_supported(isa))
+			continue;
+		check_f16_rounding(x, 1, isa);
+		check_f16_rounding(x, .5f, isa);
+		check_f16_rounding(x, 1024, isa);
+	}
 }
 
 static void check_threads(enum gate_kind kind, uint32_t tokens, unsigned threads)
@@ -452,7 +549,9 @@ int main(void)
 		cmocka_unit_test(test_equal_sinks),
 		cmocka_unit_test(test_extremes),
 		cmocka_unit_test(test_nan),
+		cmocka_unit_test(test_nan_f32),
 		cmocka_unit_test(test_company),
+		cmocka_unit_test(test_f16_rounding),
 		cmocka_unit_test(test_threads),
 		cmocka_unit_test(test_lab_reference),
 		cmocka_unit_test(test_names),
