@@ -254,6 +254,7 @@ int block_publish(struct cache_tenant *t, struct cache_layout *l, const struct p
 		free(b);
 		return r;
 	}
+	cache_layout_hold(l);
 	t->by_slot[b->handle.slot] = b;
 	link_in(parent ? &parent->children : &t->roots, b);
 	t->n_blocks++;
@@ -298,5 +299,6 @@ void block_free(struct block *b)
 	unlink_from(b);
 	t->n_blocks--;
 	counter_add(b->layout->counters, COUNTER_BLOCKS, 0, -1);
+	cache_layout_drop(b->layout);
 	free(b);
 }

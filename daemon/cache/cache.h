@@ -77,6 +77,14 @@ struct cache_layout_spec {
 int cache_layout_register(struct cache_tenant *t, const struct cache_layout_spec *s,
 	struct cache_layout **ret, char *ret_why, size_t why_size);
 struct cache_layout *cache_layout_get(struct cache_tenant *t, uint32_t id); /* NULL */
+struct cache_layout *cache_layout_at(
+	struct cache_tenant *t, unsigned i); /* i = 0, 1, ...; NULL at the end */
+/*
+ * Whoever names a layout by its id later on holds it, blocks and commits hold theirs; one that nobody holds makes way when
+ * the tenant has no room for another, and its id names nothing from then on.
+ */
+void cache_layout_hold(struct cache_layout *l);
+void cache_layout_drop(struct cache_layout *l);
 
 struct cache_layout_info {
 	uint32_t id;

@@ -223,6 +223,7 @@ int cache_commit(struct cache_tenant *t, const struct cache_commit *q, cache_com
 		return -ENOMEM;
 	j->tenant = t;
 	j->layout = q->layout;
+	cache_layout_hold(j->layout);
 	commit_prepare(j);
 	j->seq = c->commits.next_seq++;
 	j->key = q->key;

@@ -174,6 +174,7 @@ void jobs_deliver(struct cache *c)
 		c->commits.n--;
 		if (!j->cancelled && !c->commits.stopping)
 			j->done(j->userdata, &j->result);
+		cache_layout_drop(j->layout);
 		free(j);
 	}
 }

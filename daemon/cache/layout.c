@@ -5,7 +5,8 @@
  * daemon has the gate at all. A reader need not know that, so a later registration may add it; two writers that
  * contradict each other get layouts of their own.
  *
- * Layouts stay for the tenant's life: blocks, and ids that clients hold, name them.
+ * A layout stays until its place is needed and nobody holds it: no session, no block, no commit. Ids are not used again:
+ * a place's next layout has the id of the last one and LAYOUTS_MAX.
  */
 #include "daemon/cache/layout.h"
 
@@ -348,14 +349,39 @@ static bool joins(
 	return true;
 }
 
+/* The first place that is free, or whose layout nobody holds and whose ids are not used up; LAYOUTS_MAX: none. */
+static uint32_t place(const struct cache_tenant *t)
+{
+	uint32_t at = t->n_layouts;
+
+	if (at == LAYOUTS_MAX)
+		for (at = 0; at < LAYOUTS_MAX; at++)
+			if (!t->layouts[at]->holders &&
+				t->layouts[at]->id <= UINT32_MAX - LAYOUTS_MAX)
+				break;
+	return at;
+}
+
+static void put_in_place(struct cache_tenant *t, uint32_t at, struct cache_layout *l)
+{
+	if (at == t->n_layouts) {
+		l->id = ++t->n_layouts;
+	} else {
+		l->id = t->layouts[at]->id + LAYOUTS_MAX;
+		layout_free(t->layouts[at]);
+	}
+	t->layouts[at] = l;
+}
+
 int cache_layout_register(struct cache_tenant *t, const struct cache_layout_spec *s,
 	struct cache_layout **ret, char *ret_why, size_t why_size)
 {
 	const struct why why = {ret_why, why_size};
 	struct layout_identity id = s->id;
 	struct cache_gate *gate = NULL;
-	struct cache_layout *l, **more;
+	struct cache_layout *l;
 	uint8_t fingerprint[32];
+	uint32_t at;
 	int code;
 
 	loop_assert_owner(t->cache->loop);
@@ -376,25 +402,42 @@ int cache_layout_register(struct cache_tenant *t, const struct cache_layout_spec
 			*ret = t->layouts[i];
 			return KVG_CODE_OK;
 		}
-	if (t->n_layouts == LAYOUTS_MAX)
-		return refuse(
-			&why, KVG_CODE_QUOTA, "the tenant has %d layouts already", LAYOUTS_MAX);
-	more = reallocarray(t->layouts, t->n_layouts + 1, sizeof(*more));
-	if (more)
-		t->layouts = more;
-	l = more ? layout_new(t, s, &id, gate) : NULL;
+	at = place(t);
+	if (at == LAYOUTS_MAX)
+		return refuse(&why, KVG_CODE_QUOTA,
+			"the tenant has %d layouts in use: purge the blocks of some, or end the "
+			"sessions that registered them",
+			LAYOUTS_MAX);
+	l = layout_new(t, s, &id, gate);
 	if (!l)
 		return refuse(&why, KVG_CODE_NO_MEMORY, "out of memory");
 	memcpy(l->fingerprint, fingerprint, sizeof(fingerprint));
-	t->layouts[t->n_layouts++] = l;
-	l->id = t->n_layouts;
+	put_in_place(t, at, l);
 	*ret = l;
 	return KVG_CODE_OK;
 }
 
 struct cache_layout *cache_layout_get(struct cache_tenant *t, uint32_t id)
 {
-	return id && id <= t->n_layouts ? t->layouts[id - 1] : NULL;
+	const uint32_t at = (id - 1) % LAYOUTS_MAX;
+
+	return id && at < t->n_layouts && t->layouts[at]->id == id ? t->layouts[at] : NULL;
+}
+
+struct cache_layout *cache_layout_at(struct cache_tenant *t, unsigned i)
+{
+	return i < t->n_layouts ? t->layouts[i] : NULL;
+}
+
+void cache_layout_hold(struct cache_layout *l)
+{
+	l->holders++;
+}
+
+void cache_layout_drop(struct cache_layout *l)
+{
+	assert(l->holders);
+	l->holders--;
 }
 
 void cache_layout_describe(const struct cache_layout *l, struct cache_layout_info *ret)

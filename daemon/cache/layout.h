@@ -9,8 +9,8 @@
 
 #include "daemon/cache/cache.h"
 
-#define LAYOUTS_MAX                                                                                \
-	256 /* per tenant: each is a model in one shape; more is a client that registers garbage */
+/* Per tenant, in use at a time: each is a model in one shape; more is a client that registers garbage. */
+#define LAYOUTS_MAX     256
 #define LAYOUT_TEXT_MAX 1024 /* model, revision, rope ...: settings, not documents */
 
 struct counter_scope;
@@ -28,6 +28,7 @@ struct cache_layout {
 	struct cache_tenant *tenant;
 	struct counter_scope *counters;
 	uint32_t id;
+	uint32_t holders;                /* sessions, blocks, commits */
 	struct layout_identity identity; /* strings are ours; edges and digest in force */
 	uint8_t fingerprint[32];
 	struct cache_gate *gate; /* NULL: scores come from the client, or none do */

@@ -39,7 +39,6 @@ static struct cache_tenant *tenant_free(struct cache_tenant *t)
 	assert(!t->n_blocks && !t->used && !t->reserved);
 	for (uint32_t i = 0; i < t->n_layouts; i++)
 		layout_free(t->layouts[i]);
-	free(t->layouts);
 	while ((m = t->models)) {
 		t->models = m->next;
 		free(m->model);

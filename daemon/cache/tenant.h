@@ -43,7 +43,7 @@ struct cache_tenant {
 	uint64_t n_blocks;
 	uint64_t publications; /* ever */
 
-	struct cache_layout **layouts; /* id - 1 */
+	struct cache_layout *layouts[LAYOUTS_MAX]; /* (id - 1) % LAYOUTS_MAX */
 	uint32_t n_layouts;
 
 	struct cache_limits configured; /* what the configuration said last */

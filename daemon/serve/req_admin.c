@@ -177,7 +177,7 @@ static void add_layouts(struct stat_page *p, struct tenant *t)
 {
 	struct cache_layout *l;
 
-	for (uint32_t id = 1; (l = cache_layout_get(t->cache, id)); id++) {
+	for (unsigned n = 0; (l = cache_layout_at(t->cache, n)); n++) {
 		Kvgate__V1__LayoutInfo *i;
 
 		if (!page_wants(p))

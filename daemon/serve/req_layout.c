@@ -136,6 +136,8 @@ int run_register_layout(struct request *r)
 	if (!code)
 		code = cache_layout_register(
 			r->tenant->cache, &a->spec, &l, r->why, sizeof(r->why));
+	if (!code)
+		code = session_hold_layout(r->session, l);
 	if (code)
 		return code < 0 ? request_errno(r, code) : code;
 	cache_layout_describe(l, &i);

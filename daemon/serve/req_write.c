@@ -105,7 +105,9 @@ int run_stage(struct request *r)
 		code = stage_size(r, l, a->input, &bytes);
 	if (code)
 		return code;
-	error = stages_open(stages, staging_size(r->tenant));
+	error = session_hold_layout(r->session, l);
+	if (error == 0)
+		error = stages_open(stages, staging_size(r->tenant));
 	if (error < 0)
 		return request_errno(r, error);
 	kvgate__v1__stage_reply__init(m);

@@ -70,6 +70,30 @@ static void shut(int sock)
 	close(sock);
 }
 
+int session_hold_layout(struct session *s, struct cache_layout *l)
+{
+	struct cache_layout **more;
+
+	for (uint32_t i = 0; i < s->n_layouts; i++)
+		if (s->layouts[i] == l)
+			return 0;
+	more = reallocarray(s->layouts, s->n_layouts + 1, sizeof(*more));
+	if (!more)
+		return -ENOMEM;
+	s->layouts = more;
+	s->layouts[s->n_layouts++] = l;
+	cache_layout_hold(l);
+	return 0;
+}
+
+static void drop_layouts(struct session *s)
+{
+	while (s->n_layouts)
+		cache_layout_drop(s->layouts[--s->n_layouts]);
+	free(s->layouts);
+	s->layouts = NULL;
+}
+
 void session_free(struct session *s)
 {
 	if (!s)
@@ -82,6 +106,7 @@ void session_free(struct session *s)
 	later_orphan(s);
 	release_held(s);
 	stages_fini(&s->stages);
+	drop_layouts(s);
 	pinpage_fini(&s->pinpage);
 	outbox_fini(&s->outbox);
 	charge_fini(&s->presence);

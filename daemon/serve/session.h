@@ -47,6 +47,8 @@ struct session {
 	struct held held;
 	struct charge held_charge;
 	struct stages stages;
+	struct cache_layout **layouts; /* that it registered or staged for: held */
+	uint32_t n_layouts;
 	struct commit_batch *batches; /* commits that are not answered yet */
 	struct later *later;          /* purges and verifications that are not */
 	unsigned n_later;
@@ -82,6 +84,8 @@ int session_new(struct server *s, int sock, struct session **ret);
 void session_free(struct session *s);
 /* At the end of this round; nothing is received or sent any more. */
 void session_end(struct session *s, const char *why);
+/* The client knows this layout's id from now on. -ENOMEM. */
+int session_hold_layout(struct session *s, struct cache_layout *l);
 /* A whole message. A client that cannot be told, or does not read, is cut off. */
 void session_send(struct session *s, const void *data, size_t n, const int *fds, unsigned n_fds);
 

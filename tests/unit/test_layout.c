@@ -137,19 +137,41 @@ static void test_found_again(void **state)
 static void test_limit(void **state)
 {
 	struct cache_layout_spec s = good();
+	struct cache_layout *l[LAYOUTS_MAX];
 	char model[16];
-	int code = KVG_CODE_OK, n = 0;
+	int n = 1;
+	uint32_t id;
 
 	(void)state;
 	s.id.model = model;
-	for (; code == KVG_CODE_OK && n <= LAYOUTS_MAX; n++) {
+	l[0] = f.layout;
+	assert_int_equal(put_block(&f, f.layout, 1, NULL, NULL), KVG_CODE_OK); /* holds it */
+	for (; n < LAYOUTS_MAX; n++) {
 		snprintf(model, sizeof(model), "model %d", n);
-		code = reg(&s, NULL);
+		assert_int_equal(reg(&s, &l[n]), KVG_CODE_OK);
+		cache_layout_hold(l[n]);
 	}
-	assert_int_equal(code, KVG_CODE_QUOTA);
-	assert_int_equal(n, LAYOUTS_MAX); /* the fixture has one */
+	strcpy(model, "another");
+	assert_int_equal(reg(&s, NULL), KVG_CODE_QUOTA);
 	strcpy(model, "model 3");
 	assert_int_equal(reg(&s, NULL), KVG_CODE_OK);
+
+	id = l[7]->id;
+	cache_layout_drop(l[7]);
+	assert_ptr_equal(cache_layout_get(f.tenant, id), l[7]); /* nobody wants its place */
+	strcpy(model, "another");
+	assert_int_equal(reg(&s, &l[7]), KVG_CODE_OK);
+	cache_layout_hold(l[7]);
+	assert_int_not_equal(l[7]->id, id);
+	assert_null(cache_layout_get(f.tenant, id));
+	assert_ptr_equal(cache_layout_get(f.tenant, l[7]->id), l[7]);
+	assert_null(cache_layout_get(f.tenant, 0));
+	strcpy(model, "model 7");
+	assert_int_equal(reg(&s, NULL), KVG_CODE_QUOTA);
+
+	cache_purge(f.tenant, 0, NULL, 0, &(struct cache_purge_result){0});
+	assert_int_equal(reg(&s, &l[0]), KVG_CODE_OK); /* where the fixture's was */
+	assert_int_equal(l[0]->id, 1 + LAYOUTS_MAX);
 }
 
 static void test_gates(void **state)
