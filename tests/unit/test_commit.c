@@ -358,36 +358,51 @@ static void test_more_than_fits(void **state)
 	assert_true(f.tenant->n_blocks < N);
 }
 
-/* A tenant with hundreds of commits in flight costs another's single one no more than what the workers have already. */
-static void test_tenants_take_turns(void **state)
-{
-	enum {
-		N = 200
-	};
-	static struct put p[N];
-	struct cache_tenant *other = fixture_tenant(&f, "other", 1 << 20, 1.0f);
-	struct cache_layout *l = fixture_layout(&f, other, "model", "");
-	unsigned waiting = 0, before = 0;
-	struct put late;
+enum {
+	CROWD = 200
+};
 
-	(void)state;
-	put_stage(&f, l, 1000, NULL, &late);
-	for (uint64_t i = 0; i < N; i++)
-		put_stage(&f, f.layout, i, NULL, &p[i]);
-	for (uint64_t i = 0; i < N; i++)
+/* Puts `late` of another tenant behind a crowd. Returns how many of the crowd no worker had yet. */
+static unsigned stand_behind(struct put p[CROWD], uint64_t seed, struct put *late)
+{
+	unsigned waiting = 0;
+
+	for (uint64_t i = 0; i < CROWD; i++)
+		put_stage(&f, f.layout, seed + i, NULL, &p[i]);
+	for (uint64_t i = 0; i < CROWD; i++)
 		put_start(&f, f.tenant, &p[i]);
 	for (const struct cache_job *j = f.tenant->starved.first; j; j = j->next)
 		waiting++;
-	assert_true(waiting > N / 4);
-	put_start(&f, other, &late);
-	put_wait(&f, &late);
-	for (int i = 0; i < N; i++)
-		before += p[i].calls;
-	assert_int_equal(late.result.code, KVG_CODE_OK);
-	/* those behind it in the workers' queue may be told in the same batch */
-	assert_true(before <= N - waiting + 10 * f.o.pack_workers);
-	for (int i = 0; i < N; i++)
-		put_wait(&f, &p[i]);
+	put_start(&f, late->q.layout->tenant, late);
+	return waiting;
+}
+
+/* A tenant with hundreds of commits in flight costs another's single one no more than what the workers have already. */
+static void test_tenants_take_turns(void **state)
+{
+	static struct put p[CROWD];
+	struct cache_tenant *other = fixture_tenant(&f, "other", 1 << 20, 1.0f);
+	struct cache_layout *l = fixture_layout(&f, other, "model", "");
+	unsigned waiting = 0;
+
+	(void)state;
+	/* When this thread did not get to run, the workers may have been through: then that try shows nothing. */
+	for (uint64_t try = 0; waiting <= CROWD / 4; try++) {
+		unsigned before = 0;
+		struct put late;
+
+		assert_true(try < 50);
+		put_stage(&f, l, try, NULL, &late);
+		waiting = stand_behind(p, 1000 * try, &late);
+		put_wait(&f, &late);
+		for (int i = 0; i < CROWD; i++)
+			before += p[i].calls;
+		assert_int_equal(late.result.code, KVG_CODE_OK);
+		/* those behind it in the workers' queue may be told in the same batch */
+		assert_true(before <= CROWD - waiting + 10 * f.o.pack_workers);
+		for (int i = 0; i < CROWD; i++)
+			put_wait(&f, &p[i]);
+	}
 }
 
 static void test_no_space(void **state)
