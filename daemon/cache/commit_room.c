@@ -18,10 +18,12 @@
 
 #define ROUNDS_AT_ONCE    2 /* of eviction for one commit before the loop has its turn */
 #define QUEUED_PER_WORKER (32ull << 20) /* bytes: a few milliseconds of packing */
+#define FED_AT_ONCE       32 /* the workers may empty their queue as fast as it is filled */
 
 enum room {
 	ROOM,
-	NO_ROOM_YET,
+	NO_ROOM_YET, /* in the tenant's own quota or index */
+	NO_ROOM_IN_ALL_YET, /* in host_bytes: what comes free is this job's, or large ones would never have their turn */
 	NO_ROOM
 };
 
@@ -69,7 +71,7 @@ static bool evict_for(struct cache_job *j, bool *ret_own)
 static enum room make_room(struct cache_job *j)
 {
 	const struct cache *c = j->tenant->cache;
-	bool own;
+	bool own = false;
 
 	if (j->worst > j->tenant->quota || j->worst > c->o.host_bytes)
 		return NO_ROOM; /* emptying the cache would not help */
@@ -77,13 +79,13 @@ static enum room make_room(struct cache_job *j)
 		if (reserve(j) == 0)
 			return ROOM;
 		if (!evict_for(j, &own)) {
-			if (own ? j->tenant->reserved > 0 : c->commits.reserved > 0)
-				return NO_ROOM_YET; /* a commit that ends comes back here */
-			return NO_ROOM;
+			if (own ? !j->tenant->reserved : !c->commits.reserved)
+				return NO_ROOM;
+			break; /* a commit that ends comes back here */
 		}
+		jobs_wake(j->tenant->cache);
 	}
-	jobs_wake(j->tenant->cache);
-	return NO_ROOM_YET;
+	return own ? NO_ROOM_YET : NO_ROOM_IN_ALL_YET;
 }
 
 void commit_hungry(struct cache_tenant *t)
@@ -112,7 +114,7 @@ static struct cache_tenant *next_tenant(struct cache *c)
 	return least;
 }
 
-/* One job of the tenant goes on, or ends. False: it has to wait. */
+/* One job of the tenant goes on, or ends, or is found to have to wait. False: so have all others. */
 static bool feed(struct cache_tenant *t)
 {
 	struct cache *c = t->cache;
@@ -129,18 +131,21 @@ static bool feed(struct cache_tenant *t)
 		t->served += j->worst;
 		j->running = true;
 		workers_submit(c->commits.workers, &j->work);
-		return true;
+		break;
 	case NO_ROOM:
 		j = job_pop_last(&t->starved);
 		job_refuse(j, KVG_CODE_NO_SPACE,
 			"all that could make room is pinned or may not go: release pins or raise "
 			"host_bytes");
 		job_finish(j);
-		return true;
-	case NO_ROOM_YET:
 		break;
+	case NO_ROOM_YET:
+		t->not_fed = c->commits.feeding;
+		break;
+	case NO_ROOM_IN_ALL_YET:
+		return false;
 	}
-	return false;
+	return true;
 }
 
 void commit_feed(struct cache *c)
@@ -149,7 +154,13 @@ void commit_feed(struct cache *c)
 
 	c->commits.feeding++;
 	verifications_feed(c);
-	while (!c->commits.stopping && !workers_busy(c) && (t = next_tenant(c)))
+	for (unsigned n = 0; !c->commits.stopping && !workers_busy(c) && (t = next_tenant(c));
+		n++) {
+		if (n == FED_AT_ONCE) {
+			jobs_wake(c);
+			break;
+		}
 		if (!feed(t))
-			t->not_fed = c->commits.feeding;
+			break;
+	}
 }

@@ -387,7 +387,7 @@ static void test_tenants_take_turns(void **state)
 
 	(void)state;
 	/* When this thread did not get to run, the workers may have been through: then that try shows nothing. */
-	for (uint64_t try = 0; waiting <= CROWD / 4; try++) {
+	for (uint64_t try = 0; waiting <= CROWD / 2; try++) {
 		unsigned before = 0;
 		struct put late;
 
@@ -398,8 +398,8 @@ static void test_tenants_take_turns(void **state)
 		for (int i = 0; i < CROWD; i++)
 			before += p[i].calls;
 		assert_int_equal(late.result.code, KVG_CODE_OK);
-		/* those behind it in the workers' queue may be told in the same batch */
-		assert_true(before <= CROWD - waiting + 10 * f.o.pack_workers);
+		/* what the workers were fed at once with it and right behind it may be told in the same batch */
+		assert_true(before <= CROWD - waiting + 64);
 		for (int i = 0; i < CROWD; i++)
 			put_wait(&f, &p[i]);
 	}
