@@ -152,6 +152,10 @@ void staging_release(struct staging *s, uint64_t offset, uint64_t bytes);
 /* Its two halves: the slow one, which any thread may do, and then the quick one of the control thread. */
 void staging_punch(struct staging *s, uint64_t offset, uint64_t bytes);
 void staging_free_run(struct staging *s, uint64_t offset, uint64_t bytes);
+/* Memory in it beyond what is reserved: the client wrote where nothing is. 0 when that is not known. */
+uint64_t staging_excess(const struct staging *s);
+/* Takes memory away where nothing is reserved, in some runs of a call; never where something is. */
+void staging_sweep(struct staging *s);
 
 struct cache_commit {
 	struct cache_layout *layout;

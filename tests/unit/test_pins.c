@@ -183,9 +183,12 @@ static void test_touches_by_turns(void **state)
 			pins_drain(&pins, 5, hear, &heard, &d);
 			assert_int_equal(heard.n, 4 * (i + 2));
 			assert_true(heard.slot[4 * i] == i && heard.slot[4 * i + 4] == i + 1);
+			if (i == 0) /* he who reads most does not keep the others waiting */
+				for (unsigned n = 0; n < 8; n++)
+					touch(&page[0], 0);
 		}
 		pins_drain(&pins, 5, hear, &heard, &d);
-		assert_int_equal(heard.n, 16);
+		assert_int_equal(heard.n, 24);
 		pins.next = NULL;
 	}
 	pins.next = &page[1].page;
