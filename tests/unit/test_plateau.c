@@ -22,10 +22,11 @@
 
 #include "tests/unit/serve_fixture.h"
 
-#define WARM       (40000 / KVG_BATCH_MAX) /* rounds until the memory of evicted blocks is full */
-#define ROUNDS     60
-#define SPREAD     1024 /* less than a tenth of a byte for each of the blocks that came and went in these */
-#define NO_CACHES  "glibc.malloc.tcache_count=0"
+#define WARM   (40000 / KVG_BATCH_MAX) /* rounds until the memory of evicted blocks is full */
+#define ROUNDS 60
+#define SPREAD                                                                                     \
+	1024 /* less than a tenth of a byte for each of the blocks that came and went in these */
+#define NO_CACHES "glibc.malloc.tcache_count=0"
 
 static struct serving s;
 static unsigned serial;
