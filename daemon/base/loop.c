@@ -49,6 +49,7 @@ struct loop {
 	pthread_t owner;
 	int epoll;
 	bool quit;
+	uint64_t turn;
 	unsigned n_sources;
 	struct loop_source *graveyard;
 	struct loop_timer *timers, *dead_timers;
@@ -400,6 +401,7 @@ int loop_run_once(struct loop *l, int timeout_ms)
 	int n;
 
 	loop_assert_owner(l);
+	l->turn++;
 	n = epoll_wait(l->epoll, events, EVENTS_PER_ROUND, timeout_ms);
 	if (n < 0 && errno != EINTR)
 		return -errno;
@@ -411,6 +413,11 @@ int loop_run_once(struct loop *l, int timeout_ms)
 	}
 	bury(l);
 	return 0;
+}
+
+uint64_t loop_turn(const struct loop *l)
+{
+	return l->turn;
 }
 
 int loop_run(struct loop *l)

@@ -48,6 +48,8 @@ int loop_run(struct loop *l); /* until loop_quit(); 0 or negative errno */
 void loop_quit(struct loop *l);
 /* One round: waits up to timeout_ms (-1 = for ever). For tests. */
 int loop_run_once(struct loop *l, int timeout_ms);
+/* Which round this is, so that somebody can bound what he does in one. */
+uint64_t loop_turn(const struct loop *l);
 uint64_t loop_now_ns(void); /* CLOCK_MONOTONIC */
 void loop_assert_owner(const struct loop *l);
 

@@ -169,6 +169,7 @@ static void count(struct block *b, uint8_t planes, int sign)
 	const int64_t pages = (int64_t)block_pages(b, planes);
 
 	b->tenant->used += (uint64_t)(sign * pages);
+	b->tenant->cache->used += (uint64_t)(sign * pages);
 	counter_add(s, COUNTER_BYTES, KVG_TIER_HOST, sign * pages);
 	for (uint32_t p = 0; p < b->n_planes; p++)
 		if (planes >> p & 1)

@@ -21,17 +21,36 @@
 #include "daemon/cache/tenant.h"
 #include "daemon/mem/tier.h"
 
-#define TICK_NS 100000000 /* fine enough for an order of reading, coarse enough to idle */
+#define TICK_NS      100000000 /* fine enough for an order of reading, coarse enough to idle */
+#define TICK_TENANTS 4         /* looked after in one turn of the loop: about a millisecond */
+#define TICK_SWEEPS  4         /* of the pool, in as many turns */
+
+/* What is due with every tick, some of it in each turn of the loop. */
+static void tick_on(void *userdata)
+{
+	struct cache *c = userdata;
+
+	for (unsigned n = 0; c->ticking && n < TICK_TENANTS; n++) {
+		tenant_tick(c->ticking);
+		c->ticking = c->ticking->next;
+	}
+	if (c->sweeps)
+		c->sweeps = pool_sweep(c->pool) ? c->sweeps - 1 : 0;
+	if (c->ticking || c->sweeps)
+		loop_arm(c->tick_rest_timer, 0, 0);
+	else
+		commits_retry(c);
+}
 
 static void on_tick(void *userdata)
 {
 	struct cache *c = userdata;
 
 	evict_ask_again(c);
-	for (struct cache_tenant *t = c->tenants; t; t = t->next)
-		tenant_tick(t);
-	pool_sweep(c->pool);
-	commits_retry(c);
+	if (!c->ticking) /* else the last one is not over yet */
+		c->ticking = c->tenants;
+	c->sweeps = TICK_SWEEPS;
+	tick_on(c);
 }
 
 static bool options_possible(const struct cache_options *o)
@@ -62,6 +81,8 @@ static int start(struct cache *c)
 		r = loop_add_timer(c->loop, evict_on_timer, c, &c->evict_timer);
 	if (r == 0)
 		r = loop_add_timer(c->loop, on_tick, c, &c->tick_timer);
+	if (r == 0)
+		r = loop_add_timer(c->loop, tick_on, c, &c->tick_rest_timer);
 	if (r == 0)
 		r = purges_init(c);
 	if (r == 0)
@@ -102,6 +123,7 @@ struct cache *cache_free(struct cache *c)
 	loop_assert_owner(c->loop);
 	commits_fini(c);
 	purges_fini(c);
+	c->tick_rest_timer = loop_del_timer(c->tick_rest_timer);
 	c->tick_timer = loop_del_timer(c->tick_timer);
 	c->evict_timer = loop_del_timer(c->evict_timer);
 	tenants_free(c);

@@ -54,6 +54,8 @@ struct cache_limits {
 /* Found by name or made; lives as long as the cache. Limits are taken over in both cases. */
 int cache_tenant_open(
 	struct cache *c, const char *name, const struct cache_limits *l, struct cache_tenant **ret);
+/* The configuration may have changed. What was set at run time stays as long as it says the same. */
+void cache_tenant_limit(struct cache_tenant *t, const struct cache_limits *l);
 struct cache_tenant *cache_tenant_find(struct cache *c, const char *name);
 struct cache_tenant *cache_tenant_next(
 	struct cache *c, struct cache_tenant *after); /* NULL = first */
@@ -161,6 +163,10 @@ void staging_release(struct staging *s, uint64_t offset, uint64_t bytes);
 /* Its two halves: the slow one, which any thread may do, and then the quick one of the control thread. */
 void staging_punch(struct staging *s, uint64_t offset, uint64_t bytes);
 void staging_free_run(struct staging *s, uint64_t offset, uint64_t bytes);
+/* Memory in it beyond what is reserved: the client wrote where nothing is. 0 when that is not known. */
+uint64_t staging_excess(const struct staging *s);
+/* Takes memory away where nothing is reserved, in some runs of a call; never where something is. */
+void staging_sweep(struct staging *s);
 
 struct cache_commit {
 	struct cache_layout *layout;
@@ -208,9 +214,12 @@ struct cache_block_info {
 	double value;
 	struct cache_plane_info plane[KVG_PLANES_MAX];
 };
-/* Walks blocks: *cursor 0 starts, 0 again at the end. layout 0 = all. False when there is no further one. */
-bool cache_list_next(
-	struct cache_tenant *t, uint32_t layout, uint64_t *cursor, struct cache_block_info *ret);
+/*
+ * Walks blocks: *cursor 0 starts, 0 again at the end. layout 0 = all. False when there is no further one, or, with
+ * *cursor above 0, when *looks slots were looked at and none of them fits; what is left of *looks is for the next call.
+ */
+bool cache_list_next(struct cache_tenant *t, uint32_t layout, uint64_t *cursor, uint32_t *looks,
+	struct cache_block_info *ret);
 /* layout 0: of any. Nothing is said to be verified. KVG_CODE_OK, NOT_FOUND. */
 int cache_inspect(struct cache_tenant *t, uint32_t layout, const struct kvg_key *key,
 	struct cache_block_info *ret);

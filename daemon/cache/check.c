@@ -88,5 +88,6 @@ int cache_check(struct cache *c)
 	pool_stat(c->pool, &st);
 	HOLDS(&all, st.used + st.reserved == all.pages + c->commits.reserved || c->commits.n);
 	HOLDS(&all, st.used + st.reserved <= st.budget);
+	HOLDS(&all, c->used == all.pages);
 	return all.broken ? -EBADMSG : 0;
 }

@@ -78,6 +78,8 @@ static enum room make_room(struct cache_job *j)
 	for (unsigned i = 0; i < ROUNDS_AT_ONCE; i++) {
 		if (reserve(j) == 0)
 			return ROOM;
+		if (!evict_may(j->tenant->cache))
+			break;
 		if (!evict_for(j, &own)) {
 			if (own ? !j->tenant->reserved : !c->commits.reserved)
 				return NO_ROOM;

@@ -15,8 +15,8 @@
  *
  * Nothing moves: a plane is dropped by giving its extent back and storing one word.
  *
- * Work is bounded. One round looks at no more than ROUND_LOOKS victims; above a watermark, the next round comes with the
- * next turn of the loop. A tenant is exhausted when as many victims in a row were pinned as it has blocks: then
+ * Work is bounded. One round looks at no more than ROUND_LOOKS victims, and a turn of the loop has ROUNDS_A_TURN of them,
+ * whoever wants room: the rest comes with the next turns. A tenant is exhausted when as many victims in a row were pinned as it has blocks: then
  * asking again is of no use until something may have changed. Pins in pages go without a word, so every commit that
  * wants room, and every tick, asks as if for the first time.
  */
@@ -27,9 +27,10 @@
 
 #include "daemon/cache/tenant.h"
 
-#define ROUND_LOOKS 128           /* victims looked at in one round: about a millisecond */
-#define RETRY_NS    100000000     /* everything was pinned: so long until the next try */
-#define ROUND_BYTES (64ull << 20) /* of a background round */
+#define ROUND_LOOKS   128       /* victims looked at in one round: about a millisecond */
+#define RETRY_NS      100000000 /* everything was pinned: so long until the next try */
+#define ROUNDS_A_TURN 4
+#define ROUND_BYTES   (64ull << 20) /* of a background round */
 
 void evict_ask_again(struct cache *c)
 {
@@ -211,12 +212,23 @@ static struct block *choose(struct cache_tenant *t, bool slots, unsigned *looks,
 	return NULL;
 }
 
+bool evict_may(struct cache *c)
+{
+	const uint64_t turn = loop_turn(c->loop);
+
+	if (c->rounds_turn != turn)
+		c->rounds = 0;
+	c->rounds_turn = turn;
+	return c->rounds < ROUNDS_A_TURN;
+}
+
 bool evict_round(struct cache_tenant *t, uint64_t bytes, uint64_t slots)
 {
 	struct evict_batch e;
 	unsigned looks = ROUND_LOOKS;
 	uint64_t freed = 0, freed_slots = 0;
 
+	t->cache->rounds++;
 	tenant_drain(t);
 	evict_batch_init(&e, t, EVICT_PRESSURE);
 	if (t->asked != t->cache->question) {
@@ -255,28 +267,40 @@ bool evict_round(struct cache_tenant *t, uint64_t bytes, uint64_t slots)
 	return !looks && t->passed_over <= t->n_blocks;
 }
 
+/* Who uses most of its quota, of those whom this question has not reached. */
+static struct cache_tenant *fullest(const struct cache *c)
+{
+	struct cache_tenant *most = NULL;
+	double share = 0;
+
+	for (struct cache_tenant *t = c->tenants; t; t = t->next) {
+		double s = (double)t->used / (double)t->quota;
+
+		if (s > share && t->evict_turn != c->evict_turn) {
+			share = s;
+			most = t;
+		}
+	}
+	return most;
+}
+
 bool evict_anyone(struct cache *c, uint64_t bytes)
 {
-	const uint64_t turn = ++c->evict_turn;
+	struct cache_tenant *most;
 
-	for (;;) {
-		struct cache_tenant *most = NULL;
-		double share = 0;
-
-		for (struct cache_tenant *t = c->tenants; t; t = t->next) {
-			double s = (double)t->used / (double)t->quota;
-
-			if (s > share && t->evict_turn != turn) {
-				share = s;
-				most = t;
-			}
+	c->evict_turn += !c->evict_asking;
+	c->evict_asking = true;
+	while (evict_may(c)) {
+		most = fullest(c);
+		if (most) {
+			most->evict_turn = c->evict_turn;
+			if (!evict_round(most, bytes, 0))
+				continue;
 		}
-		if (!most)
-			return false;
-		most->evict_turn = turn;
-		if (evict_round(most, bytes, 0))
-			return true;
+		c->evict_asking = false;
+		return most;
 	}
+	return true; /* who is left is asked in the next turn */
 }
 
 static uint64_t over(uint64_t used, uint64_t limit, float mark)
@@ -286,22 +310,13 @@ static uint64_t over(uint64_t used, uint64_t limit, float mark)
 	return used > at ? used - at : 0;
 }
 
-static uint64_t used_by_all(const struct cache *c)
-{
-	uint64_t used = 0;
-
-	for (const struct cache_tenant *t = c->tenants; t; t = t->next)
-		used += t->used;
-	return used;
-}
-
 void evict_check(struct cache *c, struct cache_tenant *t)
 {
 	bool was = c->evicting || t->evicting;
 
 	if (over(t->used, t->quota, t->high))
 		t->evicting = true;
-	if (over(used_by_all(c), c->o.host_bytes, c->o.high_watermark))
+	if (over(c->used, c->o.host_bytes, c->o.high_watermark))
 		c->evicting = true;
 	if (!was && (c->evicting || t->evicting))
 		loop_arm(c->evict_timer, 0, 0);
@@ -312,32 +327,48 @@ static uint64_t at_most(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
-/* One round for everybody who is on the way down to a low watermark. */
+/* One round for everybody who is on the way down to a low watermark. False: the turn's rounds are used up. */
+static bool tenants_down(struct cache *c, bool *more)
+{
+	if (!c->evict_next) {
+		c->evict_next = c->tenants;
+		c->evict_stuck = false;
+	}
+	for (struct cache_tenant *t; (t = c->evict_next); c->evict_next = t->next) {
+		const uint64_t bytes = over(t->used, t->quota, t->low);
+
+		if (!t->evicting)
+			continue;
+		if (!evict_may(c))
+			return false;
+		t->evicting = bytes > 0;
+		if (bytes && evict_round(t, at_most(bytes, ROUND_BYTES), 0))
+			*more = true;
+		else
+			c->evict_stuck |= t->evicting;
+	}
+	return true;
+}
+
 void evict_on_timer(void *cache)
 {
 	struct cache *c = cache;
-	bool more = false, stuck = false;
+	bool more = false;
 	uint64_t bytes;
 
-	for (struct cache_tenant *t = c->tenants; t; t = t->next) {
-		if (!t->evicting)
-			continue;
-		bytes = over(t->used, t->quota, t->low);
-		t->evicting = bytes > 0;
-		if (bytes && evict_round(t, at_most(bytes, ROUND_BYTES), 0))
+	if (tenants_down(c, &more)) {
+		bytes = over(c->used, c->o.host_bytes, c->o.low_watermark);
+		c->evicting = c->evicting && bytes;
+		if (c->evicting && evict_anyone(c, at_most(bytes, ROUND_BYTES)))
 			more = true;
 		else
-			stuck |= t->evicting;
-	}
-	bytes = over(used_by_all(c), c->o.host_bytes, c->o.low_watermark);
-	c->evicting = c->evicting && bytes;
-	if (c->evicting && evict_anyone(c, at_most(bytes, ROUND_BYTES)))
+			c->evict_stuck |= c->evicting;
+	} else {
 		more = true;
-	else
-		stuck |= c->evicting;
+	}
 	if (more)
 		loop_arm(c->evict_timer, 0, 0);
-	else if (stuck)
+	else if (c->evict_stuck)
 		loop_arm(c->evict_timer, RETRY_NS, 0);
 	commits_retry(c);
 }

@@ -42,7 +42,9 @@ void evict_batch_settle(struct evict_batch *e);
 void evict_ask_again(struct cache *c);
 /* One bounded round for `bytes` of pages and `slots` of the index. False: nothing may go now, however often one asks. */
 bool evict_round(struct cache_tenant *t, uint64_t bytes, uint64_t slots);
-/* The tenant that uses most of its quota and has something that may go gives up `bytes`. */
+/* May there be another round in this turn of the loop? If not, ask in the next one. */
+bool evict_may(struct cache *c);
+/* The tenant that uses most of its quota and has something that may go gives up `bytes`. False: nobody has. */
 bool evict_anyone(struct cache *c, uint64_t bytes);
 
 /* Something was stored or a limit changed: is a watermark passed? */

@@ -27,6 +27,8 @@ void pins_attach(struct pins *p, struct pin_page *page)
 
 void pins_detach(struct pins *p, struct pin_page *page)
 {
+	if (p->next == page)
+		p->next = page->next;
 	if (page->prev)
 		page->prev->next = page->next;
 	else
@@ -147,8 +149,17 @@ void pins_drain_page(struct pin_page *page, pins_fn fn, void *userdata, struct p
 	}
 }
 
-void pins_drain(struct pins *p, pins_fn fn, void *userdata, struct pins_drained *ret)
+void pins_drain(
+	struct pins *p, uint64_t limit, pins_fn fn, void *userdata, struct pins_drained *ret)
 {
-	for (struct pin_page *page = p->pages; page; page = page->next)
+	const uint64_t before = ret->touches;
+	struct pin_page *first = p->next ? p->next : p->pages, *page = first;
+
+	if (!page)
+		return;
+	do {
 		pins_drain_page(page, fn, userdata, ret);
+		page = page->next ? page->next : p->pages;
+	} while (page != first && ret->touches - before < limit);
+	p->next = page;
 }

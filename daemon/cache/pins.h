@@ -14,6 +14,8 @@
 
 struct pins {
 	struct pin_page *pages; /* oldest session first */
+	struct pin_page
+		*next; /* whose touches are taken first the next time; NULL: the oldest session's */
 };
 
 void pins_attach(struct pins *p, struct pin_page *page);
@@ -40,11 +42,16 @@ typedef void (*pins_fn)(void *userdata, struct kvg_handle h);
 /* Every pin there is, for people to look at. Handles may be anything. */
 void pins_each(const struct pins *p, pins_fn fn, void *userdata);
 
-/* Takes what the touch rings hold, in the order of reading. Handles may be anything. */
+/*
+ * Takes what the touch rings hold, in the order of reading, about `limit` of them at most: the rest waits for the next
+ * time, when another page has its turn. Handles may be anything.
+ */
 struct pins_drained {
 	uint64_t touches, lost;
 };
-void pins_drain(struct pins *p, pins_fn fn, void *userdata, struct pins_drained *ret);
+void pins_drain(
+	struct pins *p, uint64_t limit, pins_fn fn, void *userdata, struct pins_drained *ret);
+/* All that one page has. */
 void pins_drain_page(struct pin_page *page, pins_fn fn, void *userdata, struct pins_drained *ret);
 
 #endif

@@ -47,8 +47,8 @@ static void describe(const struct block *b, struct cache_block_info *ret)
 	describe_planes(b, ret);
 }
 
-bool cache_list_next(
-	struct cache_tenant *t, uint32_t layout, uint64_t *cursor, struct cache_block_info *ret)
+bool cache_list_next(struct cache_tenant *t, uint32_t layout, uint64_t *cursor, uint32_t *looks,
+	struct cache_block_info *ret)
 {
 	const uint64_t end = index_slots_used_end(t->index);
 
@@ -59,6 +59,11 @@ bool cache_list_next(
 	for (uint64_t slot = *cursor; slot < end; slot++) {
 		const struct block *b = t->by_slot[slot];
 
+		if (!*looks) {
+			*cursor = slot;
+			return false;
+		}
+		--*looks;
 		if (!b || (layout && b->layout->id != layout))
 			continue;
 		describe(b, ret);

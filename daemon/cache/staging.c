@@ -6,6 +6,11 @@
  * stays mapped until it is done.
  *
  * What is released is punched at once: staging counts against a quota of memory, not of address space.
+ *
+ * A client can write all of the memfd, and so have memory that nobody paid for. It shows, as with the holes of segments: the
+ * kernel counts the memory behind the file, and there should be no more of it than is reserved. (Less is common, so
+ * it may stand anywhere.) What is not reserved is then punched. Where the kernel backs shared memory by huge pages unasked,
+ * it gives more than was written: what is reserved then counts in such pages.
  */
 #include "daemon/cache/staging.h"
 
@@ -14,23 +19,46 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "daemon/cache/cache.h"
 #include "daemon/mem/arena.h"
+#include "daemon/mem/bitmap.h"
 #include "daemon/mem/memfd.h"
 
-#define UNIT 4096u
+#define UNIT       4096u
+#define HUGE       (2u << 20)
+#define PUNCH_RUNS 256 /* a system call each */
 
 struct staging {
 	atomic_uint refs;
 	int fd;
 	uint64_t bytes;
 	void *map;
-	struct arena arena; /* the control thread's */
+	bool huge; /* the kernel may round up what is written */
+	/* the control thread's */
+	struct arena arena;
+	uint32_t swept; /* staging_sweep() goes on here */
 };
+
+/* "always within_size advise [never] deny force" */
+static bool kernel_backs_huge(void)
+{
+	char text[128] = "";
+	int fd = open("/sys/kernel/mm/transparent_hugepage/shmem_enabled", O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return false;
+	if (read(fd, text, sizeof(text) - 1) < 0)
+		text[0] = '\0';
+	close(fd);
+	return strstr(text, "[always]") || strstr(text, "[within_size]") || strstr(text, "[force]");
+}
 
 int staging_new(uint64_t bytes, struct staging **ret)
 {
@@ -47,6 +75,7 @@ int staging_new(uint64_t bytes, struct staging **ret)
 	atomic_init(&s->refs, 1);
 	s->fd = -1;
 	s->bytes = bytes;
+	s->huge = kernel_backs_huge();
 	r = arena_init(&s->arena, (uint32_t)(bytes / UNIT));
 	if (r == 0)
 		r = memfd_new("kvgate-staging", bytes, 0600, 0, &s->fd);
@@ -132,4 +161,45 @@ void staging_release(struct staging *s, uint64_t offset, uint64_t bytes)
 {
 	staging_punch(s, offset, bytes);
 	staging_free_run(s, offset, bytes);
+}
+
+/* Bytes that may be there. */
+static uint64_t reserved(const struct staging *s)
+{
+	const uint32_t units = s->arena.pages;
+	uint64_t bytes = 0;
+
+	if (!s->huge)
+		return (uint64_t)(units - s->arena.free) * UNIT;
+	for (uint32_t at = 0; at < units; at += HUGE / UNIT) {
+		const uint32_t end = units - at > HUGE / UNIT ? at + HUGE / UNIT : units;
+
+		bytes += bitmap_next_set(s->arena.used, at, end) < end ? HUGE : 0;
+	}
+	return bytes;
+}
+
+uint64_t staging_excess(const struct staging *s)
+{
+	const uint64_t may = reserved(s);
+	struct stat st;
+
+	if (fstat(s->fd, &st) < 0 || (uint64_t)st.st_blocks * 512 <= may)
+		return 0;
+	return (uint64_t)st.st_blocks * 512 - may;
+}
+
+void staging_sweep(struct staging *s)
+{
+	const uint32_t units = s->arena.pages;
+	uint32_t page = s->swept;
+
+	for (unsigned n = 0; n < PUNCH_RUNS && page < units; n++) {
+		uint32_t free = bitmap_next_clear(s->arena.used, page, units);
+
+		page = bitmap_next_set(s->arena.used, free, units);
+		if (page > free)
+			staging_punch(s, (uint64_t)free * UNIT, (uint64_t)(page - free) * UNIT);
+	}
+	s->swept = page == units ? 0 : page;
 }

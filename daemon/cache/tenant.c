@@ -21,6 +21,7 @@
 #include "daemon/cache/evictor.h"
 
 #define WALK_SLOTS    4096     /* of a tick: well below a millisecond */
+#define TOUCHES_MAX   1024     /* taken at once, and a page's more: well below a millisecond */
 #define SURVEY_AGE_NS 20000000 /* what people look at may be so old */
 
 /* ---- life ---- */
@@ -116,7 +117,6 @@ int cache_tenant_open(
 	struct cache_tenant *t = cache_tenant_find(c, name);
 	int r;
 
-	assert(l->host_bytes && l->floor > 0 && l->floor <= 1);
 	if (!t) {
 		struct cache_tenant **end = &c->tenants;
 
@@ -127,17 +127,23 @@ int cache_tenant_open(
 			end = &(*end)->next;
 		*end = t;
 	}
+	cache_tenant_limit(t, l);
+	*ret = t;
+	return 0;
+}
+
+void cache_tenant_limit(struct cache_tenant *t, const struct cache_limits *l)
+{
+	assert(l->host_bytes && l->floor > 0 && l->floor <= 1);
 	if (l->host_bytes != t->configured.host_bytes) {
 		t->quota = l->host_bytes;
-		evict_check(c, t);
+		evict_check(t->cache, t);
 	}
 	if (l->floor != t->configured.floor) {
 		t->floor = l->floor;
 		floors_changed(t);
 	}
 	t->configured = *l;
-	*ret = t;
-	return 0;
 }
 
 struct cache_tenant *cache_tenant_find(struct cache *c, const char *name)
@@ -316,7 +322,7 @@ void tenant_drain(struct cache_tenant *t)
 {
 	struct pins_drained d = {0};
 
-	pins_drain(&t->pins, touch, t, &d);
+	pins_drain(&t->pins, TOUCHES_MAX, touch, t, &d);
 	count_touches(t, &d);
 }
 

@@ -83,10 +83,20 @@ struct cache {
 	struct cache_tenant *purging, **purging_end; /* tenants with purges, by turns */
 	struct loop_timer *purge_timer;              /* armed while there are any */
 
-	struct loop_timer *tick_timer;  /* touches, floors that changed, gauges */
-	struct loop_timer *evict_timer; /* armed while somebody is above a watermark */
-	bool evicting;                  /* all tenants together are */
-	uint64_t evict_turn, question;  /* of evict_anyone(), of evict_ask_again() */
+	uint64_t used; /* by all tenants */
+
+	struct loop_timer *tick_timer, *tick_rest_timer; /* touches, floors that changed, gauges */
+	struct cache_tenant *ticking;                    /* the next one that is due in this tick */
+	unsigned sweeps;
+
+	struct loop_timer *evict_timer;  /* armed while somebody is above a watermark */
+	bool evicting;                   /* all tenants together are */
+	bool evict_stuck;                /* somebody above a watermark, and all of it pinned */
+	bool evict_asking;               /* evict_anyone() has not asked everybody yet */
+	struct cache_tenant *evict_next; /* evict_on_timer() goes on here */
+	uint64_t evict_turn, question;   /* of evict_anyone(), of evict_ask_again() */
+	uint64_t rounds_turn;            /* the turn of the loop that `rounds` belongs to */
+	unsigned rounds;                 /* of eviction */
 
 	cache_event_fn on_event;
 	void *on_event_data;

@@ -21,6 +21,21 @@
 
 /* Above max_sessions a client is still told why; above this it finds the door shut. */
 #define CONNECTIONS_SPARE 64
+/* Sessions are looked at by turns: some each time, a system call for each that stages. */
+#define WATCH_NS          100000000
+#define WATCH_SESSIONS    64
+
+static void on_watch(void *userdata)
+{
+	struct server *s = userdata;
+	struct session *session = s->watched ? s->watched : s->sessions;
+
+	for (unsigned n = 0; session && n < WATCH_SESSIONS; n++) {
+		session_watch(session);
+		session = session->next;
+	}
+	s->watched = session;
+}
 
 int server_new(const struct server_parts *p, struct server **ret)
 {
@@ -31,8 +46,13 @@ int server_new(const struct server_parts *p, struct server **ret)
 		return -ENOMEM;
 	s->parts = *p;
 	s->buffers = request_buffers_new();
-	r = s->buffers ? sweeper_new(p->loop, &s->sweeper) : -ENOMEM;
+	r = s->buffers ? loop_add_timer(p->loop, on_watch, s, &s->watch) : -ENOMEM;
+	if (r == 0)
+		r = loop_arm(s->watch, WATCH_NS, WATCH_NS);
+	if (r == 0)
+		r = sweeper_new(p->loop, &s->sweeper);
 	if (r < 0) {
+		loop_del_timer(s->watch);
 		request_buffers_free(s->buffers);
 		free(s);
 		return r;
@@ -48,6 +68,7 @@ struct server *server_free(struct server *s)
 		return NULL;
 	s->done = NULL;
 	listener_free(s->listener);
+	loop_del_timer(s->watch);
 	commits_cancel(s);
 	later_cancel(s);
 	cache_on_event(s->parts.cache, NULL, NULL);

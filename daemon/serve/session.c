@@ -112,6 +112,8 @@ void session_free(struct session *s)
 	charge_fini(&s->presence);
 	peer_fini(&s->peer);
 	shut(s->sock);
+	if (s->server->watched == s)
+		s->server->watched = s->next;
 	*s->link = s->next;
 	if (s->next)
 		s->next->link = s->link;
@@ -160,6 +162,24 @@ static void cut_off(struct session *s, int error)
 							      : strerror(-error),
 			(long long)n);
 	session_end(s, "cut off");
+}
+
+void session_watch(struct session *s)
+{
+	bool enough;
+	uint64_t excess = stages_watch(&s->stages, loop_now_ns(), &enough);
+
+	if (!excess || s->state == SESSION_ENDING)
+		return;
+	counter_add(s->tenant->scope, COUNTER_STAGING_OUTSIDE, 0, 1);
+	if (!enough)
+		return;
+	log_warning("client cut off",
+		"session=%llu tenant=%s pid=%d client=\"%s\" why=\"writes outside its stages\" "
+		"bytes=%llu",
+		(unsigned long long)s->id, s->tenant->name, (int)s->peer.pid, s->client,
+		(unsigned long long)excess);
+	session_end(s, "wrote outside its stages");
 }
 
 /* A subscriber that lost events is told so as soon as it has read what it got, whether more happens or not. */

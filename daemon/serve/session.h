@@ -66,6 +66,8 @@ struct server {
 	struct sweeper *sweeper;
 	struct tenants tenants;
 	struct session *sessions, *subscribers;
+	struct loop_timer *watch;
+	struct session *watched;      /* the next one to be looked at; NULL: the first */
 	struct commit_batch *orphans; /* commits whose client is gone */
 	int64_t n_sessions;
 	uint64_t last_session;
@@ -82,6 +84,8 @@ struct server {
 /* Takes sock and tenant's quota; on failure sock is closed. */
 int session_new(struct server *s, int sock, struct session **ret);
 void session_free(struct session *s);
+/* Now and then: does the client keep to its stages? */
+void session_watch(struct session *s);
 /* At the end of this round; nothing is received or sent any more. */
 void session_end(struct session *s, const char *why);
 /* The client knows this layout's id from now on. -ENOMEM. */

@@ -2,6 +2,9 @@
 /*
  * An id is generation << 32 | slot + 1. Slots are used again, generations are not, so an id never names a second
  * stage of the same session; free slots form a list through `next_free`.
+ *
+ * A client that writes a little outside its stages - most likely it wrote to one after its commit - is put right some
+ * times; one that does so all the time, or has more there than can be taken away in passing, is not worth it.
  */
 #include "daemon/serve/stages.h"
 
@@ -11,8 +14,11 @@
 
 #include "daemon/serve/sweeper.h"
 
-#define SIZE_MIN 32u
-#define NONE     UINT32_MAX
+#define SIZE_MIN    32u
+#define NONE        UINT32_MAX
+#define STRIKES_MAX 8
+#define STRIKES_NS  60000000000u /* forgotten after that */
+#define EXCESS_MAX  (16u << 20)  /* a millisecond or two of punching */
 
 struct stages_slot {
 	struct stage stage;
@@ -79,6 +85,23 @@ int stages_reserve(struct stages *s, struct account *a, struct cache_layout *l,
 	slot->stage = st;
 	s->used++;
 	return 0;
+}
+
+uint64_t stages_watch(struct stages *s, uint64_t now_ns, bool *ret_enough)
+{
+	const uint64_t excess = s->staging ? staging_excess(s->staging) : 0;
+
+	*ret_enough = false;
+	if (!excess)
+		return 0;
+	if (!s->strikes || now_ns - s->struck_ns > STRIKES_NS) {
+		s->strikes = 0;
+		s->struck_ns = now_ns;
+	}
+	*ret_enough = ++s->strikes > STRIKES_MAX || excess > EXCESS_MAX;
+	if (!*ret_enough) /* else all of it goes with the session */
+		staging_sweep(s->staging);
+	return excess;
 }
 
 bool stages_take(struct stages *s, uint64_t id, struct stage *ret, struct charge *ret_charge)

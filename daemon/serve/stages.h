@@ -27,6 +27,8 @@ struct stages {
 	struct stages_slot *slots;
 	uint32_t size, used, first_free;
 	struct charge charge; /* of all of them */
+	unsigned strikes;     /* times that its client was found outside, not long ago */
+	uint64_t struck_ns;   /* the first of them */
 };
 
 void stages_init(struct stages *s, struct sweeper *sweeper);
@@ -36,6 +38,11 @@ void stages_fini(struct stages *s); /* all of it, with its charges */
 int stages_open(struct stages *s, uint64_t bytes);
 int stages_reserve(struct stages *s, struct account *a, struct cache_layout *l,
 	enum stage_input input, uint64_t bytes, uint64_t *ret_id, uint64_t *ret_offset);
+/*
+ * Has the client written outside its stages? What it wrote there goes. How much it was, 0: nothing. *ret_enough: it does
+ * so again and again, or on a large scale, and should be gone.
+ */
+uint64_t stages_watch(struct stages *s, uint64_t now_ns, bool *ret_enough);
 /*
  * Out of the table: from here on the caller has the stage and its part of the charge, and owes both to stage_fini(). False:
  * no such stage.

@@ -55,8 +55,12 @@ static int apply(
 	const struct options_tenant *section = options_tenant_find(o, t->name);
 	const struct options_limits *l = section ? &section->limits : &o->limits;
 	const struct cache_limits limits = {.host_bytes = l->host_bytes, .floor = (float)l->floor};
-	int r = cache_tenant_open(c, t->name, &limits, &t->cache);
+	int r = 0;
 
+	if (t->cache)
+		cache_tenant_limit(t->cache, &limits);
+	else
+		r = cache_tenant_open(c, t->name, &limits, &t->cache);
 	if (r < 0)
 		return r;
 	account_set_limit(&t->account, ACCOUNT_GREETINGS, TENANT_GREETINGS_MAX);

@@ -159,9 +159,9 @@ static void put(uint32_t i)
 static uint32_t look(struct cache_block_info *ret, uint64_t *ret_bytes)
 {
 	uint64_t cursor = 0;
-	uint32_t n = 0;
+	uint32_t n = 0, looks = UINT32_MAX;
 
-	for (*ret_bytes = 0; cache_list_next(tenant, 0, &cursor, &ret[n]); n++)
+	for (*ret_bytes = 0; cache_list_next(tenant, 0, &cursor, &looks, &ret[n]); n++)
 		*ret_bytes += ret[n].bytes;
 	return n;
 }

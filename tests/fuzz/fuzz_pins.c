@@ -74,7 +74,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 		pins_each(&pins, see, NULL);
 		assert(seen >= 2 && seen <= 2 + PINS);
 		seen = 0;
-		pins_drain(&pins, see, NULL, &drained);
+		pins_drain(&pins, UINT64_MAX, see, NULL, &drained);
 		assert(seen == drained.touches && seen <= TOUCHES);
 	} while (n);
 	for (int i = 0; i < 3; i++) {

@@ -128,10 +128,98 @@ static void test_changed_while_packed(void **state)
 	daemon_cleanup(&d);
 }
 
+/* Waits until the counter has grown. */
+static bool grows(struct kvg_client *c, const char *name, double from)
+{
+	for (int i = 0; i < 400; i++) {
+		if (client_counter(c, name) > from)
+			return true;
+		usleep(10000);
+	}
+	return false;
+}
+
+/* Memory that nobody granted is taken away; what is staged beside it is committed as it was. */
+static int write_beside(void *arg)
+{
+	struct kvg_client *c = client_open(arg);
+	struct kvg_layout *l = model_register(c, &model);
+	struct kvg_commit_result result;
+	struct kvg_commit item;
+	struct kvg_stage s;
+	struct kvg_key key;
+	struct kvg_pin pin;
+	uint8_t *beside;
+
+	assert(kvg_stage(l, KVG_INPUT_SCORES, 1, &s) == 1);
+	content_fill(&model, 7, &s);
+	chain_keys(l, &model, 7, 1, &key);
+	beside = (uint8_t *)s.kv + (16u << 20);
+	for (double found = 0; found < 3; found++) {
+		memset(beside, 1, 1 << 20);
+		if (!grows(c, "kvgate_staging_outside_total", found) || beside[0] || beside[9999])
+			return 1;
+	}
+	item = (struct kvg_commit){&s, key, NULL};
+	assert(kvg_commit(c, &item, 1, &result) == 0);
+	if (result.code != KVG_CODE_OK || kvg_lookup_pin(l, &key, 1.f, &pin))
+		return 2;
+	content_compare(&model, 7, l, &pin);
+	kvg_unpin(c, &pin, 1);
+	return 0;
+}
+
+/* Goes on and on with a little, or writes a lot: the session ends, and its memory goes. */
+static int write_until_cut_off(void *arg, size_t bytes, unsigned times)
+{
+	struct kvg_client *c = client_open(arg), *watch = client_open(arg);
+	struct kvg_layout *l = model_register(c, &model);
+	double before = client_counter(watch, "kvgate_staging_outside_total");
+	struct kvg_stage s;
+	uint8_t *beside;
+
+	assert(kvg_stage(l, KVG_INPUT_SCORES, 1, &s) == 1);
+	content_fill(&model, 8, &s); /* as much as it may have is there */
+	beside = (uint8_t *)s.kv + (16u << 20);
+	for (unsigned i = 0; i < times; i++) {
+		memset(beside, 1, bytes);
+		if (!grows(watch, "kvgate_staging_outside_total", before + i))
+			return 1;
+	}
+	client_wait_counter(watch, "kvgate_sessions", 1);
+	client_wait_counter(watch, "kvgate_staging_bytes", 0);
+	return kvg_stage(l, KVG_INPUT_SCORES, 1, &s) == 1 ? 2 : 0;
+}
+
+static int write_often(void *arg)
+{
+	return write_until_cut_off(arg, 100, 9);
+}
+
+static int write_much(void *arg)
+{
+	return write_until_cut_off(arg, 40 << 20, 1);
+}
+
+static void test_outside_of_stages(void **state)
+{
+	struct daemon_process d;
+
+	(void)state;
+	daemon_start(&d, "");
+	assert_int_equal(child_run(0, write_beside, &d), 0);
+	assert_int_equal(child_run(0, write_often, &d), 0);
+	assert_int_equal(child_run(0, write_much, &d), 0);
+	assert_true(daemon_logged(&d, "writes outside its stages"));
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_changed_while_packed),
+		cmocka_unit_test(test_outside_of_stages),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,6 +4,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -250,6 +251,44 @@ static void test_limits(void **state)
 	assert_true(p.floor == .25f && p.host_bytes == 2 << 20);
 }
 
+/* What is due with a tick is spread over turns of the loop: some tenants in each. */
+static void test_tick(void **state)
+{
+	enum {
+		TENANTS = 14
+	};
+	struct cache_tenant *t[TENANTS];
+	struct pin_page *page[TENANTS];
+	struct counter_scope *scope[TENANTS];
+	unsigned seen = 0;
+
+	(void)state;
+	for (unsigned i = 0; i < TENANTS; i++) {
+		char name[8];
+
+		snprintf(name, sizeof(name), "t%u", i);
+		t[i] = fixture_tenant(&f, name, f.o.host_bytes, 1.0f);
+		page[i] = pin_page_new();
+		((struct kvg_shm_pins *)(uintptr_t)page[i]->map)->touch_head = 1;
+		cache_pins_attach(t[i], page[i]);
+		assert_int_equal(counters_scope(f.counters, name, "", &scope[i]), 0);
+	}
+	for (unsigned turns = 0; seen < TENANTS; turns++) {
+		unsigned now = 0;
+
+		assert_true(turns < 1000);
+		run_loop(&f, 1);
+		for (unsigned i = 0; i < TENANTS; i++)
+			now += counter_get(scope[i], COUNTER_TOUCHES, 0) > 0;
+		assert_in_range(now - seen, 0, 4);
+		seen = now;
+	}
+	for (unsigned i = 0; i < TENANTS; i++) {
+		cache_pins_detach(t[i], page[i]);
+		pin_page_free(page[i]);
+	}
+}
+
 static void test_options(void **state)
 {
 	struct cache_options o = f.o;
@@ -282,6 +321,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_opaque_and_short, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_hidden_states, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_limits, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_tick, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_options, setup, teardown),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -273,6 +274,47 @@ static void test_tenants(void **state)
 	stop();
 }
 
+/* A turn of the loop has so many rounds, and who was not asked in it is asked in the next. */
+static void test_rounds_of_a_turn(void **state)
+{
+	enum {
+		TENANTS = 10
+	};
+	struct cache_tenant *t[TENANTS];
+	unsigned turns = 0, n = 0;
+
+	(void)state;
+	start(1.0f, 0);
+	for (unsigned i = 0; i < TENANTS; i++) {
+		struct cache_block_result r;
+		struct cache_layout *l;
+		char name[8];
+		struct put p;
+
+		snprintf(name, sizeof(name), "t%u", i);
+		t[i] = fixture_tenant(&f, name, f.o.host_bytes, 1.0f);
+		l = fixture_layout(&f, t[i], "model", "");
+		put_stage(&f, l, i, NULL, &p);
+		put_start(&f, t[i], &p);
+		put_wait(&f, &p);
+		assert_int_equal(cache_acquire(t[i], l, &p.q.key, 0.f, &r), KVG_CODE_OK);
+	}
+	run_loop(&f, 1);
+	while (evict_may(f.cache)) {
+		evict_round(t[0], 1, 0);
+		n++;
+	}
+	assert_int_equal(n, 4);
+	do {
+		run_loop(&f, 1);
+		turns++;
+	} while (evict_anyone(f.cache, 1)); /* in the end: nobody can */
+	assert_int_equal(turns, (TENANTS + n - 1) / n);
+	for (unsigned i = 0; i < TENANTS; i++)
+		assert_int_equal(t[i]->n_blocks, 1);
+	stop();
+}
+
 /* 10,000 operations; after each thousand every page is accounted for. */
 static void test_random(void **state)
 {
@@ -354,6 +396,7 @@ int main(void)
 		cmocka_unit_test(test_slots),
 		cmocka_unit_test(test_watermarks),
 		cmocka_unit_test(test_tenants),
+		cmocka_unit_test(test_rounds_of_a_turn),
 		cmocka_unit_test(test_random),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -138,27 +138,67 @@ static void test_touches(void **state)
 	pins_attach(&pins, &a.page);
 	for (uint32_t i = 0; i < 5; i++)
 		touch(&a, i);
-	pins_drain(&pins, hear, &heard, &d);
+	pins_drain(&pins, UINT64_MAX, hear, &heard, &d);
 	assert_true(d.touches == 5 && d.lost == 0 && heard.n == 5);
 	for (uint32_t i = 0; i < 5; i++)
 		assert_int_equal(heard.slot[i], i); /* in the order of reading */
-	pins_drain(&pins, hear, &heard, &d);
+	pins_drain(&pins, UINT64_MAX, hear, &heard, &d);
 	assert_int_equal(heard.n, 5);
 	for (uint32_t i = 0; i < TOUCHES + 3; i++)
 		touch(&a, 100 + i);
 	heard.n = 0;
-	pins_drain(&pins, hear, &heard, &d);
+	pins_drain(&pins, UINT64_MAX, hear, &heard, &d);
 	assert_true(d.lost == 3 && heard.n == TOUCHES && heard.slot[0] == 103);
 	a.head->touch_head = 1; /* backwards, and far ahead: bounded work, bounded belief */
 	heard.n = 0;
-	pins_drain(&pins, hear, &heard, &d);
+	pins_drain(&pins, UINT64_MAX, hear, &heard, &d);
 	assert_int_equal(heard.n, TOUCHES);
 	a.head->touch_head = 1ull << 63;
 	heard.n = 0;
-	pins_drain(&pins, hear, &heard, &d);
+	pins_drain(&pins, UINT64_MAX, hear, &heard, &d);
 	assert_int_equal(heard.n, TOUCHES);
 	assert_true(d.lost < 1ull << 32);
 	free(a.head);
+}
+
+/* Some pages in one go, the others the next time; a page that goes loses nobody his turn. */
+static void test_touches_by_turns(void **state)
+{
+	struct client_page page[4];
+	struct pins pins = {0};
+
+	(void)state;
+	for (unsigned i = 0; i < 4; i++) {
+		page_new(&page[i]);
+		pins_attach(&pins, &page[i].page);
+	}
+	for (unsigned round = 0; round < 3; round++) {
+		struct pins_drained d = {0};
+		struct heard heard = {0};
+
+		for (unsigned i = 0; i < 4; i++)
+			for (unsigned n = 0; n < 4; n++)
+				touch(&page[i], i);
+		for (unsigned i = 0; i < 4; i += 2) {
+			pins_drain(&pins, 5, hear, &heard, &d);
+			assert_int_equal(heard.n, 4 * (i + 2));
+			assert_true(heard.slot[4 * i] == i && heard.slot[4 * i + 4] == i + 1);
+			if (i == 0) /* he who reads most does not keep the others waiting */
+				for (unsigned n = 0; n < 8; n++)
+					touch(&page[0], 0);
+		}
+		pins_drain(&pins, 5, hear, &heard, &d);
+		assert_int_equal(heard.n, 24);
+		pins.next = NULL;
+	}
+	pins.next = &page[1].page;
+	pins_detach(&pins, &page[1].page);
+	assert_ptr_equal(pins.next, &page[2].page);
+	pins.next = &page[3].page;
+	pins_detach(&pins, &page[3].page);
+	assert_null(pins.next);
+	for (unsigned i = 0; i < 4; i++)
+		free(page[i].head);
 }
 
 int main(void)
@@ -168,6 +208,7 @@ int main(void)
 		cmocka_unit_test(test_scan),
 		cmocka_unit_test(test_pins_high_is_clamped),
 		cmocka_unit_test(test_touches),
+		cmocka_unit_test(test_touches_by_turns),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -102,18 +102,26 @@ static void test_what_goes(void **state)
 	struct cache_purge_result r;
 	struct cache_block_info info;
 	uint64_t cursor = 0, used;
+	uint32_t looks = 1000;
 	unsigned n = 0;
 
 	(void)state;
 	put_chains(key, 12, 6);
 	assert_int_equal(put_block(&f, other, 50, NULL, &apart), KVG_CODE_OK);
-	while (cache_list_next(f.tenant, 0, &cursor, &info))
+	while (cache_list_next(f.tenant, 0, &cursor, &looks, &info))
 		n++;
 	assert_true(n == 13 && cursor == 0);
-	for (n = 0; cache_list_next(f.tenant, other->id, &cursor, &info);)
+	for (n = 0; cache_list_next(f.tenant, other->id, &cursor, &looks, &info);)
 		n++;
 	assert_int_equal(n, 1);
 	assert_memory_equal(&info.key, &apart, sizeof(apart));
+	looks = 5; /* not found yet, but there is more */
+	assert_false(cache_list_next(f.tenant, other->id, &cursor, &looks, &info));
+	assert_true(cursor == 5 && looks == 0);
+	looks = 8;
+	assert_true(cache_list_next(f.tenant, other->id, &cursor, &looks, &info));
+	assert_true(cursor == 13 && looks == 0);
+	cursor = 0;
 
 	used = f.tenant->used;
 	cache_purge(f.tenant, f.layout->id, NULL, 2, &r);

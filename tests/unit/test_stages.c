@@ -201,6 +201,50 @@ static void test_backlog(void **state)
 	assert_int_equal(account.used[ACCOUNT_STAGING], 0);
 }
 
+/* Once is a mistake, all the time is not, and a lot of it is not either. */
+static void test_watch(void **state)
+{
+	const uint64_t second = 1000000000, start = 5 * second;
+	struct stages s;
+	uint64_t id, off;
+	bool enough;
+	uint8_t *map, byte;
+
+	(void)state;
+	stages_init(&s, sweeper);
+	assert_int_equal(stages_watch(&s, start, &enough), 0); /* nothing staged */
+	assert_int_equal(stages_open(&s, 64 * MIB), 0);
+	map = mmap(NULL, 64 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED, staging_fd(s.staging), 0);
+	assert_ptr_not_equal(map, MAP_FAILED);
+	assert_int_equal(
+		stages_reserve(&s, &account, LAYOUT, STAGE_INPUT_NONE, 8192, &id, &off), 0);
+	memset(map + off, 1, 8192);
+	assert_int_equal(stages_watch(&s, start, &enough), 0);
+	assert_false(enough);
+	for (unsigned i = 1; i < 30; i++) { /* now and then */
+		map[MIB] = 9;
+		assert_int_equal(stages_watch(&s, start + i * 10 * second, &enough), 4096);
+		assert_false(enough);
+		/* a read through the mapping would make the kernel put a page there again */
+		assert_int_equal(pread(staging_fd(s.staging), &byte, 1, MIB), 1);
+		assert_int_equal(byte, 0);
+		assert_int_equal(stages_watch(&s, start + i * 10 * second, &enough), 0);
+	}
+	for (unsigned i = 0; i < 9; i++) { /* all the time */
+		map[MIB] = 9;
+		assert_int_equal(stages_watch(&s, start + (1000 + i) * second, &enough), 4096);
+		assert_int_equal(enough, i == 8);
+	}
+	memset(map + MIB, 9, 17 * MIB); /* a lot */
+	assert_int_equal(stages_watch(&s, start + 2000 * second, &enough), 17 * MIB);
+	assert_true(enough);
+	for (unsigned i = 0; i < 8192; i++)
+		assert_int_equal(map[off + i], 1);
+	munmap(map, 64 * MIB);
+	stages_fini(&s);
+	settle();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -209,6 +253,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_punched, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_referenced, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_backlog, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_watch, setup, teardown),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -117,10 +117,48 @@ static void test_sizes(void **state)
 	staging_unref(s);
 }
 
+/* Memory where nothing is reserved: seen, and taken away in pieces; what is reserved stays as it is. */
+static void test_outside(void **state)
+{
+	enum {
+		RUNS = 600
+	};
+	const uint64_t bytes = 2 * RUNS * 4096;
+	uint64_t at[2 * RUNS];
+	struct staging *s;
+	uint8_t *map;
+
+	(void)state;
+	assert_int_equal(staging_new(bytes, &s), 0);
+	map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, staging_fd(s), 0);
+	assert_ptr_not_equal(map, MAP_FAILED);
+	for (int i = 0; i < 2 * RUNS; i++)
+		assert_int_equal(staging_alloc(s, 4096, &at[i]), 0);
+	for (int i = 0; i < 2 * RUNS; i += 2)
+		staging_release(s, at[i], 4096);
+	assert_int_equal(staging_excess(s), 0);
+	memset(map, 7, bytes / 2); /* half of what may be there, wherever it is */
+	assert_int_equal(staging_excess(s), 0);
+	memset(map, 7, bytes);
+	assert_int_equal(staging_excess(s), bytes / 2);
+	staging_sweep(s); /* some of them */
+	assert_in_range(staging_excess(s), 1, bytes / 2 - 1);
+	for (int i = 0; i < 5 && staging_excess(s); i++)
+		staging_sweep(s);
+	assert_int_equal(staging_excess(s), 0);
+	assert_int_equal(kernel_bytes(staging_fd(s)), bytes / 2);
+	for (int i = 1; i < 2 * RUNS; i += 2)
+		for (int b = 0; b < 4096; b++)
+			assert_int_equal(map[at[i] + (uint64_t)b], 7);
+	munmap(map, bytes);
+	staging_unref(s);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_client_writes_daemon_reads),
+		cmocka_unit_test(test_outside),
 		cmocka_unit_test(test_references),
 		cmocka_unit_test(test_sizes),
 	};
