@@ -19,6 +19,7 @@ static const struct {
 	[ACCOUNT_SESSIONS] = {"sessions", "sessions", COUNTER_SESSIONS},
 	[ACCOUNT_STAGING] = {"staging bytes", "staging_bytes", COUNTER_STAGING},
 	[ACCOUNT_PINS] = {"pins through the socket", "pins", COUNTER_N},
+	[ACCOUNT_PAGE_PINS] = {"pins in the pages of its sessions", "pins", COUNTER_N},
 	[ACCOUNT_IN_FLIGHT] = {"commits in flight", "in_flight", COUNTER_N},
 	[ACCOUNT_SUBSCRIPTIONS] = {"subscriptions", "subscriptions", COUNTER_N},
 	[ACCOUNT_REPLIES] = {"bytes of replies not read", "reply_bytes", COUNTER_N},

@@ -15,8 +15,9 @@
 enum account_resource {
 	ACCOUNT_GREETINGS, /* connections that have not said hello */
 	ACCOUNT_SESSIONS,
-	ACCOUNT_STAGING, /* bytes */
-	ACCOUNT_PINS,    /* through the socket */
+	ACCOUNT_STAGING,   /* bytes */
+	ACCOUNT_PINS,      /* through the socket */
+	ACCOUNT_PAGE_PINS, /* in pin pages, used or not, beyond each session's share */
 	ACCOUNT_IN_FLIGHT,
 	ACCOUNT_SUBSCRIPTIONS,
 	ACCOUNT_REPLIES, /* bytes that wait to be read */

@@ -82,6 +82,7 @@ void session_free(struct session *s)
 	release_held(s);
 	stages_fini(&s->stages);
 	pinpage_fini(&s->pinpage);
+	charge_fini(&s->page_pins);
 	outbox_fini(&s->outbox);
 	charge_fini(&s->presence);
 	peer_fini(&s->peer);

@@ -43,6 +43,7 @@ struct session {
 
 	struct charge presence; /* a greeting, then a session */
 	struct pinpage pinpage;
+	struct charge page_pins; /* beyond its share */
 	struct held held;
 	struct charge held_charge;
 	struct stages stages;

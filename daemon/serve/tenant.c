@@ -66,7 +66,10 @@ static int apply(
 	account_set_limit(&t->account, ACCOUNT_IN_FLIGHT, (uint64_t)l->in_flight);
 	account_set_limit(&t->account, ACCOUNT_SUBSCRIPTIONS, (uint64_t)l->subscriptions);
 	account_set_limit(&t->account, ACCOUNT_REPLIES, l->reply_bytes);
-	t->pins = (uint32_t)l->pins;
+	t->session_pins = (uint32_t)l->session_pins;
+	t->share_of_pins = (uint32_t)(l->pins / 2 / l->sessions);
+	account_set_limit(&t->account, ACCOUNT_PAGE_PINS,
+		(uint64_t)l->pins - (uint64_t)t->share_of_pins * (uint64_t)l->sessions);
 	apply_policy(t, o, was);
 	return 0;
 }

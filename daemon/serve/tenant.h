@@ -20,7 +20,8 @@ struct tenant {
 	struct account account;
 	struct counter_scope *scope;
 	struct cache_tenant *cache;
-	uint32_t pins; /* of one session */
+	uint32_t session_pins;  /* of one that asks for no number */
+	uint32_t share_of_pins; /* that each session gets, however many the others have */
 };
 
 struct tenants {
