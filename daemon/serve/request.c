@@ -4,7 +4,8 @@
  *
  * Two classes of errors. A value that cannot be, a quota, a miss: an ordinary answer, and the session goes on. A
  * message that cannot be (it does not parse, names no operation, comes before hello, declares file descriptors that
- * are not there): the answer says so and the session ends, because the two sides no longer agree on what was said.
+ * are not there): the answer says so and the session ends, because the two sides no longer agree on what was said. Where
+ * it is not even known which request that was, the answer has id 0.
  */
 #include "daemon/serve/request.h"
 
@@ -226,6 +227,22 @@ bool request_offer(struct session *s, Kvgate__V1__Reply *reply)
 	uint8_t *out = s->server->buffers->out;
 
 	return session_offer(s, out, kvgate__v1__reply__pack(reply, out));
+}
+
+void request_end(struct session *s, int code, const char *fmt, ...)
+{
+	Kvgate__V1__Reply reply = KVGATE__V1__REPLY__INIT;
+	char why[256];
+	va_list args;
+
+	va_start(args, fmt);
+	vsnprintf(why, sizeof(why), fmt, args);
+	va_end(args);
+	reply.code = (uint32_t)code;
+	reply.error = why;
+	request_send(s, &reply, NULL, 0);
+	session_bad_message(s, kvg_code_name(code), why);
+	session_end(s, "refused");
 }
 
 static bool code_ends(int code)

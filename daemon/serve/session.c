@@ -64,7 +64,7 @@ static void shut(int sock)
 
 	shutdown(sock, SHUT_RDWR);
 	while ((n = wire_recv(sock, &byte, 1, fds, KVG_MESSAGE_FDS_MAX, &n_fds)) > 0 ||
-		n == -EMSGSIZE)
+		n == -EMSGSIZE || n == -ETOOMANYREFS)
 		for (; n_fds; n_fds--)
 			close(fds[n_fds - 1]);
 	close(sock);
@@ -218,9 +218,13 @@ static void receive(struct session *s)
 	} else if (n == 0 || n == -ECONNRESET) {
 		session_end(s, "end of file");
 	} else if (n == -EMSGSIZE) {
-		session_bad_message(
-			s, "EMSGSIZE", "a message or its file descriptors are too large");
-		session_end(s, "message too large");
+		request_end(s, KVG_CODE_BAD_MESSAGE, "the message was longer than %u bytes",
+			KVG_MESSAGE_MAX);
+	} else if (n == -ETOOMANYREFS) {
+		request_end(s, KVG_CODE_BAD_FDS,
+			"more file descriptors came than the %u of a message, or than can be "
+			"opened",
+			KVG_MESSAGE_FDS_MAX);
 	} else if (n != -EAGAIN) {
 		cut_off(s, (int)n);
 	}
