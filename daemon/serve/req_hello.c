@@ -42,21 +42,27 @@ int prep_hello(struct request *r, const Kvgate__V1__Request *q)
 	return KVG_CODE_OK;
 }
 
-/* From a greeting to a session. */
+/* From a greeting to a session of its tenant. */
 static int admit(struct request *r)
 {
 	struct session *s = r->session;
-	const struct options *o = s->server->parts.options;
-	struct charge session = {0};
+	struct server *server = s->server;
+	const struct options *o = server->parts.options;
+	int error;
 
 	if (s->server->n_sessions > o->max_sessions)
 		return request_refuse(r, KVG_CODE_QUOTA,
 			"%lld sessions are open; raise max_sessions in kvgated.conf",
 			(long long)o->max_sessions);
-	if (charge_add(&session, &r->tenant->account, ACCOUNT_SESSIONS, 1) < 0)
+	error = tenants_get(&server->tenants, server->parts.cache, server->parts.counters, o,
+		&s->peer, s->admin, &r->tenant, r->why, sizeof(r->why));
+	if (error == -EDQUOT)
+		return KVG_CODE_QUOTA;
+	if (error < 0)
+		return request_errno(r, error);
+	session_greeted(s, r->tenant);
+	if (charge_add(&s->presence, &r->tenant->account, ACCOUNT_SESSIONS, 1) < 0)
 		return request_over_quota(r, ACCOUNT_SESSIONS);
-	charge_fini(&s->presence);
-	s->presence = session;
 	return KVG_CODE_OK;
 }
 
@@ -102,7 +108,7 @@ int run_hello(struct request *r)
 {
 	const struct hello_args *a = r->args;
 	struct session *s = r->session;
-	struct tenant *t = r->tenant;
+	struct tenant *t;
 	Kvgate__V1__HelloReply *m = request_new(r, 1, Kvgate__V1__HelloReply);
 	int code = admit(r);
 
@@ -111,6 +117,7 @@ int run_hello(struct request *r)
 		code = attach(r, a->pins, &m->pins);
 	if (code)
 		return code;
+	t = r->tenant;
 	s->control = a->control;
 	s->state = SESSION_OPEN;
 	m->version = KVG_PROTOCOL_VERSION;

@@ -60,7 +60,10 @@ int request_layout(struct request *r, struct tenant *t, uint32_t id, struct cach
 void request_serve(struct session *s, const void *data, size_t n, unsigned n_fds);
 /* A reply, also outside of a request: of a commit that is done. */
 void request_send(struct session *s, Kvgate__V1__Reply *reply, const int *fds, unsigned n_fds);
-/* The session is over, and the client is told why in a reply to no request. */
+/* A last message that answers no request: why there is or will be no session. */
+void request_farewell(struct session *s, int code, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+/* The session is over because of a message that cannot be, and the client is told why in a reply to no request. */
 void request_end(struct session *s, int code, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 /* An event. False: it is lost, there is no room beside replies. */

@@ -31,7 +31,9 @@ int server_new(const struct server_parts *p, struct server **ret)
 		return -ENOMEM;
 	s->parts = *p;
 	s->buffers = request_buffers_new();
-	r = s->buffers ? sweeper_new(p->loop, &s->sweeper) : -ENOMEM;
+	r = s->buffers ? counters_scope(p->counters, "", "", &s->scope) : -ENOMEM;
+	if (r == 0)
+		r = sweeper_new(p->loop, &s->sweeper);
 	if (r < 0) {
 		request_buffers_free(s->buffers);
 		free(s);

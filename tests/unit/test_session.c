@@ -107,6 +107,7 @@ static void test_bad_greetings(void **state)
 	REQUEST(hello, hello, Hello, HELLO, HELLO);
 	REQUEST(stat_, stat, Stat, STAT, STAT);
 	Kvgate__V1__Request empty = KVGATE__V1__REQUEST__INIT;
+	struct counter_scope *nobody;
 	struct client c;
 
 	(void)state;
@@ -124,7 +125,11 @@ static void test_bad_greetings(void **state)
 	ends_with(&c, &hello, KVG_CODE_BAD_ARGUMENT);
 	client_connect(&c, &s);
 	ends_with(&c, &empty, KVG_CODE_BAD_MESSAGE);
-	assert_true(counter_get(s.scope, COUNTER_BAD_MESSAGES, 0) >= 4);
+	/* whoever is not known by a hello counts for nobody */
+	assert_int_equal(counters_scope(s.counters, "", "", &nobody), 0);
+	assert_int_equal(counter_get(nobody, COUNTER_BAD_MESSAGES, 0), 4);
+	assert_int_equal(counter_get(s.scope, COUNTER_BAD_MESSAGES, 0), 0);
+	assert_null(cache_tenant_next(s.cache, NULL)); /* nor has it made a tenant */
 }
 
 /* Bytes that no client sends: the session ends, the next one is served. */
@@ -323,6 +328,7 @@ static void test_session_quota(void **state)
 static void test_silent(void **state)
 {
 	struct client c[80], honest;
+	struct answer a;
 	int open = 0;
 
 	(void)state;
@@ -335,6 +341,14 @@ static void test_silent(void **state)
 		open += recv(c[i].sock, &byte, 1, 0) < 0; /* nothing to read, and no end of file */
 	}
 	assert_int_equal(open, 64);
+	assert_null(cache_tenant_next(s.cache, NULL));
+	client_connect(&honest, &s);
+	client_receive(&honest, &a); /* who is refused is told why */
+	assert_int_equal(a.m->id, 0);
+	assert_int_equal(a.m->code, KVG_CODE_QUOTA);
+	assert_non_null(strstr(a.m->error, "64 connections that have not said hello"));
+	answer_free(&a);
+	client_hangup(&honest);
 	for (int i = 0; i < 80; i++)
 		close(c[i].sock);
 	serving_settle(&s);
