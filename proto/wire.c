@@ -90,7 +90,7 @@ ssize_t wire_recv(
 	}
 	if ((msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) || n_fds > fds_size) {
 		close_all(fds, n_fds);
-		return -EMSGSIZE;
+		return msg.msg_flags & MSG_TRUNC ? -EMSGSIZE : -ETOOMANYREFS;
 	}
 	if (n_fds)
 		memcpy(ret_fds, fds, n_fds * sizeof(int));

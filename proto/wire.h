@@ -24,8 +24,8 @@ int wire_send(int sock, const void *data, size_t n, const int *fds, unsigned n_f
 
 /*
  * Receives one message into buf. Returns its length; 0 at the end of file (an empty message counts as
- * that); -EAGAIN; -EMSGSIZE when it was cut, message or fds; -ECONNRESET, ... Only with a length > 0 are
- * there fds, close-on-exec and the caller's: ret_fds[0..*ret_n_fds). All others are closed here.
+ * that); -EAGAIN; -EMSGSIZE when the message was cut, -ETOOMANYREFS when only its fds were (there were more than
+ * fds_size, or than this process may open); -ECONNRESET, ... Only with a length > 0 are there fds, close-on-exec and the caller's: ret_fds[0..*ret_n_fds). All others are closed here.
  */
 ssize_t wire_recv(
 	int sock, void *buf, size_t size, int *ret_fds, unsigned fds_size, unsigned *ret_n_fds);

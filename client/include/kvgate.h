@@ -44,9 +44,10 @@ struct kvg_options {
 	size_t size;
 	const char *socket; /* NULL: $KVGATE_SOCKET, then /run/kvgated/kvgated.sock */
 	const char *name;   /* shown in the daemon's log; NULL: the program's name */
-	uint32_t pins;      /* blocks held at once; 0: the tenant's limit */
-	int control;        /* no index, no pins: for tools */
-	int timeout_ms;     /* of calls that block; 0: 10 s, -1: none */
+	uint32_t
+		pins; /* blocks held at once; 0: as many as the daemon gives a session. May get fewer */
+	int control;    /* no index, no pins: for tools */
+	int timeout_ms; /* of calls that block; 0: 10 s, -1: none */
 };
 
 /*

@@ -196,6 +196,17 @@ static int accept_reply(struct kvg_client *c, struct reply *r)
 	return 0;
 }
 
+/* Its last message: what it says is what the caller is told, as of a request that was refused. */
+static int ended_by_daemon(struct kvg_client *c, struct reply *r)
+{
+	int error = code_errno(r->msg->code);
+
+	client_end(c, error ? error : -EPROTO, "the daemon ended the connection");
+	reply_refused(c, r);
+	reply_fini(r);
+	return c->dead;
+}
+
 /* Takes one message if there is one. 1: took one; 0: nothing there; negative: the connection is over. */
 static int receive_one(struct kvg_client *c)
 {
@@ -215,7 +226,9 @@ static int receive_one(struct kvg_client *c)
 	r = reply_parse(c->in, (size_t)n, fds, n_fds, &reply);
 	if (r < 0)
 		return client_end(c, -EPROTO, "the daemon sent a message that cannot be");
-	if (reply.msg->id == 0)
+	if (reply_is_end(reply.msg))
+		r = ended_by_daemon(c, &reply);
+	else if (reply.msg->id == 0)
 		accept_event(c, &reply);
 	else
 		r = accept_reply(c, &reply);
@@ -249,6 +262,14 @@ static int wait_socket(struct kvg_client *c, short events, uint64_t deadline)
 
 /* ---- requests ---- */
 
+/* The daemon is gone. What it said before, and why it went, may still lie in the socket. */
+static int hung_up(struct kvg_client *c)
+{
+	while (!c->dead && receive_one(c) > 0)
+		;
+	return c->dead ? c->dead : client_end(c, -ECONNRESET, "the daemon closed the connection");
+}
+
 static int send_packed(struct kvg_client *c, const Kvgate__V1__Request *q, uint64_t deadline)
 {
 	size_t n = kvgate__v1__request__get_packed_size(q);
@@ -274,7 +295,7 @@ static int send_packed(struct kvg_client *c, const Kvgate__V1__Request *q, uint6
 	if (r == -ETIMEDOUT)
 		return client_fail(c, r, 0, "the daemon does not read; the request was not sent");
 	if (r == -EPIPE || r == -ECONNRESET)
-		return client_end(c, -ECONNRESET, "the daemon closed the connection");
+		return hung_up(c);
 	return r < 0 ? client_end(c, r, "sending to the daemon failed") : 0;
 }
 

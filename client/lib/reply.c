@@ -3,12 +3,13 @@
  * Everything whose size a later memcpy relies on is checked here, once for all requests, so that the parts of the
  * client may copy 32 bytes out of a field called `key` without a thought. A field that may be absent (a
  * root's parent, no gate) is empty or whole, nothing between.
+ *
+ * A message that answers no request (id 0) is an event, or the reason why the daemon ends the session.
  */
 #include "client/lib/reply.h"
 
 #include <errno.h>
 #include <math.h>
-#include <stdbool.h>
 #include <unistd.h>
 
 #include "proto/shm.h"
@@ -100,14 +101,26 @@ static void close_all(const int *fds, unsigned n)
 			close(fds[i]);
 }
 
+bool reply_is_end(const Kvgate__V1__Reply *m)
+{
+	return m->id == 0 && m->code != KVG_CODE_OK &&
+		m->body_case == KVGATE__V1__REPLY__BODY__NOT_SET;
+}
+
+static bool id_ok(const Kvgate__V1__Reply *m)
+{
+	if (m->body_case == KVGATE__V1__REPLY__BODY_EVENT)
+		return m->id == 0 && m->code == KVG_CODE_OK;
+	return m->id != 0 || reply_is_end(m);
+}
+
 int reply_parse(const uint8_t *data, size_t n, const int *fds, unsigned n_fds, struct reply *ret)
 {
 	Kvgate__V1__Reply *m = kvgate__v1__reply__unpack(NULL, n, data);
 
 	if (!m)
 		goto bad;
-	if (m->fds != n_fds || (m->id == 0) != (m->body_case == KVGATE__V1__REPLY__BODY_EVENT) ||
-		!body_ok(m))
+	if (m->fds != n_fds || !id_ok(m) || !body_ok(m))
 		goto bad;
 	*ret = (struct reply){.msg = m, .n_fds = n_fds};
 	for (unsigned i = 0; i < n_fds; i++)

@@ -6,6 +6,7 @@
 #ifndef KVGATE_CLIENT_LIB_REPLY_H
 #define KVGATE_CLIENT_LIB_REPLY_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -24,6 +25,8 @@ struct reply {
  */
 int reply_parse(const uint8_t *data, size_t n, const int *fds, unsigned n_fds, struct reply *ret);
 void reply_fini(struct reply *r);
+/* The daemon's last message: it answers no request, and its code and text say why the session is over. */
+bool reply_is_end(const Kvgate__V1__Reply *m);
 
 /* errno (negative) of a code in a reply; 0 for OK and EXISTS. */
 int code_errno(uint32_t code);

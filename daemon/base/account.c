@@ -12,13 +12,13 @@
 #include "daemon/base/log.h"
 
 static const struct {
-	const char *what, *option; /* option NULL: a fixed limit */
-	int gauge;                 /* counter that shows what is used, COUNTER_N: none */
+	const char *what, *option;
+	int gauge; /* counter that shows what is used, COUNTER_N: none */
 } table[ACCOUNT_N] = {
-	[ACCOUNT_GREETINGS] = {"connections without hello", NULL, COUNTER_N},
 	[ACCOUNT_SESSIONS] = {"sessions", "sessions", COUNTER_SESSIONS},
 	[ACCOUNT_STAGING] = {"staging bytes", "staging_bytes", COUNTER_STAGING},
 	[ACCOUNT_PINS] = {"pins through the socket", "pins", COUNTER_N},
+	[ACCOUNT_PAGE_PINS] = {"pins in the pages of its sessions", "pins", COUNTER_N},
 	[ACCOUNT_IN_FLIGHT] = {"commits in flight", "in_flight", COUNTER_N},
 	[ACCOUNT_SUBSCRIPTIONS] = {"subscriptions", "subscriptions", COUNTER_N},
 	[ACCOUNT_REPLIES] = {"bytes of replies not read", "reply_bytes", COUNTER_N},
@@ -29,10 +29,17 @@ void account_init(struct account *a, const char *name, struct counter_scope *sco
 	*a = (struct account){.name = name, .scope = scope};
 }
 
-void account_fini(struct account *a)
+bool account_idle(const struct account *a)
 {
 	for (unsigned r = 0; r < ACCOUNT_N; r++)
-		assert(a->used[r] == 0);
+		if (a->used[r])
+			return false;
+	return true;
+}
+
+void account_fini(struct account *a)
+{
+	assert(account_idle(a));
 }
 
 void account_set_limit(struct account *a, enum account_resource r, uint64_t limit)
@@ -48,11 +55,9 @@ uint64_t account_left(const struct account *a, enum account_resource r)
 void account_refusal(
 	const struct account *a, enum account_resource r, char *ret_why, size_t why_size)
 {
-	const char *option = table[r].option;
-
-	snprintf(ret_why, why_size, "tenant %s has %llu of %llu %s%s%s%s", a->name,
-		(unsigned long long)a->used[r], (unsigned long long)a->limit[r], table[r].what,
-		option ? "; raise " : "", option ? option : "", option ? " in kvgated.conf" : "");
+	snprintf(ret_why, why_size, "tenant %s has %llu of %llu %s; raise %s in kvgated.conf",
+		a->name, (unsigned long long)a->used[r], (unsigned long long)a->limit[r],
+		table[r].what, table[r].option);
 }
 
 static void show(const struct account *a, enum account_resource r)

@@ -7,16 +7,17 @@
 #ifndef KVGATE_DAEMON_BASE_ACCOUNT_H
 #define KVGATE_DAEMON_BASE_ACCOUNT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "daemon/base/counters.h"
 
 enum account_resource {
-	ACCOUNT_GREETINGS, /* connections that have not said hello */
 	ACCOUNT_SESSIONS,
-	ACCOUNT_STAGING, /* bytes */
-	ACCOUNT_PINS,    /* through the socket */
+	ACCOUNT_STAGING,   /* bytes */
+	ACCOUNT_PINS,      /* through the socket */
+	ACCOUNT_PAGE_PINS, /* in pin pages, used or not, beyond each session's share */
 	ACCOUNT_IN_FLIGHT,
 	ACCOUNT_SUBSCRIPTIONS,
 	ACCOUNT_REPLIES, /* bytes that wait to be read */
@@ -32,6 +33,7 @@ struct account {
 
 void account_init(struct account *a, const char *name, struct counter_scope *scope);
 void account_fini(struct account *a); /* nothing is charged any more (asserted) */
+bool account_idle(const struct account *a);
 /* May be less than is used: then nothing more is granted. */
 void account_set_limit(struct account *a, enum account_resource r, uint64_t limit);
 uint64_t account_left(const struct account *a, enum account_resource r);

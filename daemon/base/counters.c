@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A scope is one (tenant, model) with room for every counter and every split. Who counts keeps the scope's pointer, so
- * that counting is one addition; scopes are found by name only when a tenant or a layout is made. They are never
- * removed: a counter that only grows may not start again at zero.
+ * that counting is one addition; scopes are found by name only when a tenant or a layout is made. They stay until their
+ * tenant is forgotten: a counter that only grows may not start again at zero while somebody watches it.
  */
 #include "daemon/base/counters.h"
 
@@ -92,6 +92,23 @@ int counters_scope(
 	c->end = &s->next;
 	*ret = s;
 	return 0;
+}
+
+void counters_forget(struct counters *c, const char *tenant)
+{
+	struct counter_scope **at = &c->first;
+
+	while (*at) {
+		struct counter_scope *s = *at;
+
+		if (strcmp(s->tenant, tenant)) {
+			at = &s->next;
+			continue;
+		}
+		*at = s->next;
+		free(s);
+	}
+	c->end = at;
 }
 
 static int64_t *slot(struct counter_scope *s, enum counter_id id, unsigned sub)

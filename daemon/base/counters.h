@@ -18,12 +18,15 @@ enum counter_id {
 #define COUNTER_SUBS 8 /* planes, or tiers */
 
 struct counters;
-struct counter_scope; /* one (tenant, model); model "" = not of a model. Lives as long as the counters */
+struct counter_scope; /* one (tenant, model); model "" = not of a model. Lives until it is forgotten */
 
 int counters_new(struct counters **ret);
 struct counters *counters_free(struct counters *c);
 int counters_scope(struct counters *c, const char *tenant, const char *model,
 	struct counter_scope **ret); /* found or made; tenant "" = the daemon itself */
+
+/* Every scope of a tenant that is no more; who kept a pointer to one may not use it any longer. */
+void counters_forget(struct counters *c, const char *tenant);
 
 /* sub: tier or plane, 0 when not split. */
 void counter_add(struct counter_scope *s, enum counter_id id, unsigned sub, int64_t n);

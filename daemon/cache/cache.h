@@ -51,11 +51,14 @@ struct cache_limits {
 	uint64_t host_bytes; /* quota of the tenant */
 	float floor;         /* default retention floor, (0, 1] */
 };
-/* Found by name or made; lives as long as the cache. Limits are taken over in both cases. */
+/* Found by name or made; lives until it is closed. Limits are taken over in both cases. */
 int cache_tenant_open(
 	struct cache *c, const char *name, const struct cache_limits *l, struct cache_tenant **ret);
 /* The configuration may have changed. What was set at run time stays as long as it says the same. */
 void cache_tenant_limit(struct cache_tenant *t, const struct cache_limits *l);
+/* Nothing is kept for it and nobody reads it: it may be closed, which forgets all that was set for it. */
+bool cache_tenant_idle(const struct cache_tenant *t);
+void cache_tenant_close(struct cache_tenant *t);
 struct cache_tenant *cache_tenant_find(struct cache *c, const char *name);
 struct cache_tenant *cache_tenant_next(
 	struct cache *c, struct cache_tenant *after); /* NULL = first */

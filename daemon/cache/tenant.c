@@ -146,6 +146,24 @@ void cache_tenant_limit(struct cache_tenant *t, const struct cache_limits *l)
 	t->configured = *l;
 }
 
+bool cache_tenant_idle(const struct cache_tenant *t)
+{
+	loop_assert_owner(t->cache->loop);
+	return !t->n_blocks && !t->reserved && !t->reserved_slots && !t->pins.pages &&
+		!t->starved.first;
+}
+
+void cache_tenant_close(struct cache_tenant *t)
+{
+	struct cache_tenant **at = &t->cache->tenants;
+
+	assert(cache_tenant_idle(t));
+	while (*at != t)
+		at = &(*at)->next;
+	*at = t->next;
+	tenant_free(t);
+}
+
 struct cache_tenant *cache_tenant_find(struct cache *c, const char *name)
 {
 	struct cache_tenant *t = c->tenants;

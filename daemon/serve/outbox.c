@@ -57,7 +57,7 @@ static int keep(struct outbox *o, struct account *a, const void *data, size_t n,
 	struct outbox_message *m;
 	int r;
 
-	if (o->charge.amount + sizeof(*m) + n > OUTBOX_BYTES_MAX)
+	if (!a || o->charge.amount + sizeof(*m) + n > OUTBOX_BYTES_MAX)
 		return -ENOBUFS;
 	m = malloc(sizeof(*m) + n);
 	if (!m)

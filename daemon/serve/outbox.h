@@ -2,6 +2,7 @@
 /*
  * outbox: messages to one client, sent at once when its socket takes them, else kept in order.
  * Thread: the control thread. Locks: none. Blocks: never.
+ * Account: that of the tenant; NULL: nothing may wait.
  * Errors: -ENOBUFS, -EDQUOT the client reads too slowly, -ENOMEM, those of sendmsg(); the session cannot go on.
  */
 #ifndef KVGATE_DAEMON_SERVE_OUTBOX_H

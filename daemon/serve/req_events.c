@@ -42,6 +42,7 @@ void events_unsubscribe(struct session *s)
 	while (*p != s)
 		p = &(*p)->next_subscriber;
 	*p = s->next_subscriber;
+	s->events_of->users--;
 	s->events = 0;
 	s->events_lost = 0;
 	charge_fini(&s->subscription);
@@ -63,6 +64,7 @@ int run_subscribe(struct request *r)
 			return request_over_quota(r, ACCOUNT_SUBSCRIPTIONS);
 		s->events = a->events;
 		s->events_of = t;
+		t->users++;
 		s->next_subscriber = s->server->subscribers;
 		s->server->subscribers = s;
 	}

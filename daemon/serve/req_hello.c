@@ -42,21 +42,65 @@ int prep_hello(struct request *r, const Kvgate__V1__Request *q)
 	return KVG_CODE_OK;
 }
 
-/* From a greeting to a session. */
+/* From a greeting to a session of its tenant. */
 static int admit(struct request *r)
 {
 	struct session *s = r->session;
-	const struct options *o = s->server->parts.options;
-	struct charge session = {0};
+	struct server *server = s->server;
+	const struct options *o = server->parts.options;
+	int error;
 
 	if (s->server->n_sessions > o->max_sessions)
 		return request_refuse(r, KVG_CODE_QUOTA,
 			"%lld sessions are open; raise max_sessions in kvgated.conf",
 			(long long)o->max_sessions);
-	if (charge_add(&session, &r->tenant->account, ACCOUNT_SESSIONS, 1) < 0)
+	error = tenants_get(&server->tenants, server->parts.cache, server->parts.counters, o,
+		&s->peer, s->admin, &r->tenant, r->why, sizeof(r->why));
+	if (error == -EDQUOT)
+		return KVG_CODE_QUOTA;
+	if (error < 0)
+		return request_errno(r, error);
+	session_greeted(s, r->tenant);
+	if (charge_add(&s->presence, &r->tenant->account, ACCOUNT_SESSIONS, 1) < 0)
 		return request_over_quota(r, ACCOUNT_SESSIONS);
-	charge_fini(&s->presence);
-	s->presence = session;
+	return KVG_CODE_OK;
+}
+
+/*
+ * Every session has a share of the tenant's pins to itself; what it wants beyond that comes from what is not shared out, as
+ * long as there is any. So one that asks for everything leaves the next ones enough to work with.
+ */
+static int grant_pins(struct request *r, uint32_t wanted, uint32_t *ret)
+{
+	struct tenant *t = r->tenant;
+	const uint64_t left = account_left(&t->account, ACCOUNT_PAGE_PINS);
+	uint64_t n = wanted ? wanted : t->session_pins;
+
+	if (n > t->share_of_pins + left)
+		n = t->share_of_pins + left;
+	if (n == 0)
+		n = 1;
+	if (n > t->share_of_pins &&
+		charge_add(&r->session->page_pins, &t->account, ACCOUNT_PAGE_PINS,
+			n - t->share_of_pins) < 0)
+		return request_over_quota(r, ACCOUNT_PAGE_PINS);
+	*ret = (uint32_t)n;
+	return KVG_CODE_OK;
+}
+
+/* What a session that reads needs: the index and its own pin page. */
+static int attach(struct request *r, uint32_t wanted, uint32_t *ret_pins)
+{
+	struct session *s = r->session;
+	int error, code = grant_pins(r, wanted, ret_pins);
+
+	if (code)
+		return code;
+	error = pinpage_attach(&s->pinpage, r->tenant->cache, *ret_pins);
+	if (error < 0)
+		return request_errno(r, error);
+	r->fds[r->n_fds++] = cache_tenant_index_fd(r->tenant->cache);
+	r->fds[r->n_fds++] = s->pinpage.fd;
 	return KVG_CODE_OK;
 }
 
@@ -64,22 +108,16 @@ int run_hello(struct request *r)
 {
 	const struct hello_args *a = r->args;
 	struct session *s = r->session;
-	struct tenant *t = r->tenant;
+	struct tenant *t;
 	Kvgate__V1__HelloReply *m = request_new(r, 1, Kvgate__V1__HelloReply);
-	uint32_t pins = a->pins && a->pins < t->pins ? a->pins : t->pins;
-	int code = admit(r), error;
+	int code = admit(r);
 
+	kvgate__v1__hello_reply__init(m);
+	if (!code && !a->control)
+		code = attach(r, a->pins, &m->pins);
 	if (code)
 		return code;
-	kvgate__v1__hello_reply__init(m);
-	if (!a->control) {
-		error = pinpage_attach(&s->pinpage, t->cache, pins);
-		if (error < 0)
-			return request_errno(r, error);
-		r->fds[r->n_fds++] = cache_tenant_index_fd(t->cache);
-		r->fds[r->n_fds++] = s->pinpage.fd;
-		m->pins = pins;
-	}
+	t = r->tenant;
 	s->control = a->control;
 	s->state = SESSION_OPEN;
 	m->version = KVG_PROTOCOL_VERSION;

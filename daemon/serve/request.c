@@ -4,7 +4,8 @@
  *
  * Two classes of errors. A value that cannot be, a quota, a miss: an ordinary answer, and the session goes on. A
  * message that cannot be (it does not parse, names no operation, comes before hello, declares file descriptors that
- * are not there): the answer says so and the session ends, because the two sides no longer agree on what was said.
+ * are not there): the answer says so and the session ends, because the two sides no longer agree on what was said. Where
+ * it is not even known which request that was, the answer has id 0.
  */
 #include "daemon/serve/request.h"
 
@@ -236,6 +237,39 @@ bool request_offer(struct session *s, Kvgate__V1__Reply *reply)
 	return session_offer(s, out, kvgate__v1__reply__pack(reply, out));
 }
 
+static void farewell(struct session *s, int code, char *why)
+{
+	Kvgate__V1__Reply reply = KVGATE__V1__REPLY__INIT;
+
+	reply.code = (uint32_t)code;
+	reply.error = why;
+	request_send(s, &reply, NULL, 0);
+}
+
+void request_farewell(struct session *s, int code, const char *fmt, ...)
+{
+	char why[256];
+	va_list args;
+
+	va_start(args, fmt);
+	vsnprintf(why, sizeof(why), fmt, args);
+	va_end(args);
+	farewell(s, code, why);
+}
+
+void request_end(struct session *s, int code, const char *fmt, ...)
+{
+	char why[256];
+	va_list args;
+
+	va_start(args, fmt);
+	vsnprintf(why, sizeof(why), fmt, args);
+	va_end(args);
+	farewell(s, code, why);
+	session_bad_message(s, kvg_code_name(code), why);
+	session_end(s, "refused");
+}
+
 static bool code_ends(int code)
 {
 	return code == KVG_CODE_BAD_MESSAGE || code == KVG_CODE_BAD_FDS ||
@@ -338,7 +372,7 @@ void request_serve(struct session *s, const void *data, size_t n, unsigned n_fds
 	r.n_fds = 0;
 	r.later = false;
 	r.why[0] = '\0';
-	counter_add(s->tenant->scope, COUNTER_REQUESTS, 0, 1);
+	counter_add(session_scope(s), COUNTER_REQUESTS, 0, 1);
 	code = q ? check_envelope(&r, q, n_fds, &op) : KVG_CODE_BAD_MESSAGE;
 	if (!code)
 		code = op->prep(&r, q);

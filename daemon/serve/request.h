@@ -65,6 +65,12 @@ void request_resume(struct request *r, struct server *s, struct tenant *t, uint6
 	Kvgate__V1__Reply *reply);
 /* A reply, also outside of a request: of a commit that is done. */
 void request_send(struct session *s, Kvgate__V1__Reply *reply, const int *fds, unsigned n_fds);
+/* A last message that answers no request: why there is or will be no session. */
+void request_farewell(struct session *s, int code, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+/* The session is over because of a message that cannot be, and the client is told why in a reply to no request. */
+void request_end(struct session *s, int code, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
 /* An event. False: it is lost, there is no room beside replies. */
 bool request_offer(struct session *s, Kvgate__V1__Reply *reply);
 

@@ -46,7 +46,9 @@ int server_new(const struct server_parts *p, struct server **ret)
 		return -ENOMEM;
 	s->parts = *p;
 	s->buffers = request_buffers_new();
-	r = s->buffers ? loop_add_timer(p->loop, on_watch, s, &s->watch) : -ENOMEM;
+	r = s->buffers ? counters_scope(p->counters, "", "", &s->scope) : -ENOMEM;
+	if (r == 0)
+		r = loop_add_timer(p->loop, on_watch, s, &s->watch);
 	if (r == 0)
 		r = loop_arm(s->watch, WATCH_NS, WATCH_NS);
 	if (r == 0)

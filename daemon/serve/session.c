@@ -25,6 +25,33 @@
 #include "daemon/base/log.h"
 #include "daemon/serve/request.h"
 
+struct counter_scope *session_scope(const struct session *s)
+{
+	return s->tenant ? s->tenant->scope : s->server->scope;
+}
+
+static const char *tenant_name(const struct session *s)
+{
+	return s->tenant ? s->tenant->name : "";
+}
+
+static void end_greeting(struct session *s)
+{
+	if (!s->link_greeting)
+		return;
+	*s->link_greeting = s->next_greeting;
+	if (s->next_greeting)
+		s->next_greeting->link_greeting = s->link_greeting;
+	s->link_greeting = NULL;
+}
+
+void session_greeted(struct session *s, struct tenant *t)
+{
+	end_greeting(s);
+	s->tenant = t;
+	t->users++;
+}
+
 static bool holds_something(const struct session *s)
 {
 	return s->stages.used || s->held.used || s->batches || pinpage_holds(&s->pinpage);
@@ -64,7 +91,7 @@ static void shut(int sock)
 
 	shutdown(sock, SHUT_RDWR);
 	while ((n = wire_recv(sock, &byte, 1, fds, KVG_MESSAGE_FDS_MAX, &n_fds)) > 0 ||
-		n == -EMSGSIZE)
+		n == -EMSGSIZE || n == -ETOOMANYREFS)
 		for (; n_fds; n_fds--)
 			close(fds[n_fds - 1]);
 	close(sock);
@@ -108,8 +135,12 @@ void session_free(struct session *s)
 	stages_fini(&s->stages);
 	drop_layouts(s);
 	pinpage_fini(&s->pinpage);
+	charge_fini(&s->page_pins);
 	outbox_fini(&s->outbox);
 	charge_fini(&s->presence);
+	end_greeting(s);
+	if (s->tenant)
+		s->tenant->users--;
 	peer_fini(&s->peer);
 	shut(s->sock);
 	if (s->server->watched == s)
@@ -131,7 +162,7 @@ void session_end(struct session *s, const char *why)
 	if (s->state == SESSION_ENDING)
 		return;
 	log_debug("session ends", "session=%llu tenant=%s pid=%d client=\"%s\" why=\"%s\"",
-		(unsigned long long)s->id, s->tenant->name, (int)s->peer.pid, s->client, why);
+		(unsigned long long)s->id, tenant_name(s), (int)s->peer.pid, s->client, why);
 	s->state = SESSION_ENDING;
 	silence(s);
 	s->end.fn = on_end;
@@ -152,12 +183,12 @@ static void cut_off(struct session *s, int error)
 		session_end(s, "hung up");
 		return;
 	}
-	counter_add(s->tenant->scope, COUNTER_CUT_OFF, 0, 1);
-	n = counter_get(s->tenant->scope, COUNTER_CUT_OFF, 0);
+	counter_add(session_scope(s), COUNTER_CUT_OFF, 0, 1);
+	n = counter_get(session_scope(s), COUNTER_CUT_OFF, 0);
 	if (worth_a_line(n))
 		log_warning("client cut off",
 			"session=%llu tenant=%s pid=%d client=\"%s\" why=\"%s\" so_far=%lld",
-			(unsigned long long)s->id, s->tenant->name, (int)s->peer.pid, s->client,
+			(unsigned long long)s->id, tenant_name(s), (int)s->peer.pid, s->client,
 			error == -ENOBUFS || error == -EDQUOT ? "does not read its replies"
 							      : strerror(-error),
 			(long long)n);
@@ -200,7 +231,8 @@ void session_send(struct session *s, const void *data, size_t n, const int *fds,
 
 	if (s->state == SESSION_ENDING)
 		return;
-	r = outbox_send(&s->outbox, &s->tenant->account, data, n, fds, n_fds, &waiting);
+	r = outbox_send(
+		&s->outbox, s->tenant ? &s->tenant->account : NULL, data, n, fds, n_fds, &waiting);
 	if (r == 0)
 		r = wait_for_room(s, waiting);
 	if (r < 0)
@@ -239,13 +271,13 @@ void session_bad_message(struct session *s, const char *what, const char *why)
 {
 	int64_t n;
 
-	counter_add(s->tenant->scope, COUNTER_BAD_MESSAGES, 0, 1);
-	n = counter_get(s->tenant->scope, COUNTER_BAD_MESSAGES, 0);
+	counter_add(session_scope(s), COUNTER_BAD_MESSAGES, 0, 1);
+	n = counter_get(session_scope(s), COUNTER_BAD_MESSAGES, 0);
 	if (!worth_a_line(n))
 		return;
 	log_warning("bad message",
 		"session=%llu tenant=%s pid=%d client=\"%s\" code=%s why=\"%s\" so_far=%lld",
-		(unsigned long long)s->id, s->tenant->name, (int)s->peer.pid, s->client, what, why,
+		(unsigned long long)s->id, tenant_name(s), (int)s->peer.pid, s->client, what, why,
 		(long long)n);
 }
 
@@ -263,9 +295,13 @@ static void receive(struct session *s)
 	} else if (n == 0 || n == -ECONNRESET) {
 		session_end(s, "end of file");
 	} else if (n == -EMSGSIZE) {
-		session_bad_message(
-			s, "EMSGSIZE", "a message or its file descriptors are too large");
-		session_end(s, "message too large");
+		request_end(s, KVG_CODE_BAD_MESSAGE, "the message was longer than %u bytes",
+			KVG_MESSAGE_MAX);
+	} else if (n == -ETOOMANYREFS) {
+		request_end(s, KVG_CODE_BAD_FDS,
+			"more file descriptors came than the %u of a message, or than can be "
+			"opened",
+			KVG_MESSAGE_FDS_MAX);
 	} else if (n != -EAGAIN) {
 		cut_off(s, (int)n);
 	}
@@ -305,20 +341,35 @@ static void on_pidfd(void *userdata, uint32_t events)
 	session_end(userdata, "its process is gone");
 }
 
-static int find_tenant(struct session *s)
+/*
+ * Whoever connects has said nothing yet and gets nothing but this: so it makes no tenant, and one user cannot take all
+ * connections by saying nothing.
+ */
+static int begin_greeting(struct session *s)
 {
 	struct server *server = s->server;
-	char why[200] = "too many connections that have not said hello";
-	int r = tenants_get(&server->tenants, server->parts.cache, server->parts.counters,
-		server->parts.options, &s->peer, &s->tenant, why, sizeof(why));
+	unsigned n = 0;
 
-	if (r == 0)
-		r = charge_add(&s->presence, &s->tenant->account, ACCOUNT_GREETINGS, 1);
-	if (r < 0 && !server->refusing)
-		log_warning(
-			"connections are refused", "uid=%u why=\"%s\"", (unsigned)s->peer.uid, why);
-	server->refusing = r < 0;
-	return r;
+	for (const struct session *o = server->greetings; o; o = o->next_greeting)
+		n += o->peer.uid == s->peer.uid;
+	if (n >= SESSION_GREETINGS_MAX) {
+		if (!server->refusing)
+			log_warning("connections are refused",
+				"uid=%u why=\"too many that have not said hello\"",
+				(unsigned)s->peer.uid);
+		server->refusing = true;
+		request_farewell(s, KVG_CODE_QUOTA,
+			"user %u has %u connections that have not said hello: close them",
+			(unsigned)s->peer.uid, n);
+		return -EDQUOT;
+	}
+	server->refusing = false;
+	s->next_greeting = server->greetings;
+	s->link_greeting = &server->greetings;
+	if (s->next_greeting)
+		s->next_greeting->link_greeting = &s->next_greeting;
+	server->greetings = s;
+	return 0;
 }
 
 int session_new(struct server *server, int sock, struct session **ret)
@@ -343,7 +394,7 @@ int session_new(struct server *server, int sock, struct session **ret)
 	server->n_sessions++;
 	r = peer_init(&s->peer, sock);
 	if (r == 0)
-		r = find_tenant(s);
+		r = begin_greeting(s);
 	if (r == 0)
 		r = loop_add_fd(server->parts.loop, sock, EPOLLIN, on_socket, s, &s->on_sock);
 	if (r == 0 && s->peer.pidfd >= 0)

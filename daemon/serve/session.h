@@ -29,7 +29,7 @@ enum session_state {
 struct session {
 	struct session *next, **link; /* of the server's sessions */
 	struct server *server;
-	struct tenant *tenant;
+	struct tenant *tenant; /* NULL before hello */
 	enum session_state state;
 	uint64_t id;
 	bool admin, control;
@@ -42,8 +42,10 @@ struct session {
 	struct loop_work end;
 	struct outbox outbox;
 
-	struct charge presence; /* a greeting, then a session */
+	struct session *next_greeting, **link_greeting; /* of those that have not said hello */
+	struct charge presence;
 	struct pinpage pinpage;
+	struct charge page_pins; /* beyond its share */
 	struct held held;
 	struct charge held_charge;
 	struct stages stages;
@@ -65,7 +67,8 @@ struct server {
 	struct listener *listener;
 	struct sweeper *sweeper;
 	struct tenants tenants;
-	struct session *sessions, *subscribers;
+	struct session *sessions, *greetings, *subscribers;
+	struct counter_scope *scope; /* of no tenant: what happens before hello */
 	struct loop_timer *watch;
 	struct session *watched;      /* the next one to be looked at; NULL: the first */
 	struct commit_batch *orphans; /* commits whose client is gone */
@@ -81,11 +84,18 @@ struct server {
 	struct request_buffers *buffers; /* of the one request that is being served */
 };
 
-/* Takes sock and tenant's quota; on failure sock is closed. */
+/* Connections of one user that have not said hello; a client says it at once. */
+#define SESSION_GREETINGS_MAX 64
+
+/* Takes sock; on failure it is closed. */
 int session_new(struct server *s, int sock, struct session **ret);
 void session_free(struct session *s);
 /* Now and then: does the client keep to its stages? */
 void session_watch(struct session *s);
+/* It said hello, and belongs to this tenant. */
+void session_greeted(struct session *s, struct tenant *t);
+/* What counts for it. */
+struct counter_scope *session_scope(const struct session *s);
 /* At the end of this round; nothing is received or sent any more. */
 void session_end(struct session *s, const char *why);
 /* The client knows this layout's id from now on. -ENOMEM. */

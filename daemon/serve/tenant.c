@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A tenant is made when its first session comes and stays as long as the daemon: its blocks do too. Its name is that
+ * A tenant is made when the first of its sessions says hello. It stays when the last one is gone, since its blocks do; when it
+ * has none of these either and others need its place, it is forgotten. Its name is that
  * of the [tenant NAME] section that names the user or a group of his, else uid-UID, so that users whom nobody
  * configured are kept apart.
  */
@@ -63,14 +64,16 @@ static int apply(
 		r = cache_tenant_open(c, t->name, &limits, &t->cache);
 	if (r < 0)
 		return r;
-	account_set_limit(&t->account, ACCOUNT_GREETINGS, TENANT_GREETINGS_MAX);
 	account_set_limit(&t->account, ACCOUNT_SESSIONS, (uint64_t)l->sessions);
 	account_set_limit(&t->account, ACCOUNT_STAGING, l->staging_bytes);
 	account_set_limit(&t->account, ACCOUNT_PINS, (uint64_t)l->pins);
 	account_set_limit(&t->account, ACCOUNT_IN_FLIGHT, (uint64_t)l->in_flight);
 	account_set_limit(&t->account, ACCOUNT_SUBSCRIPTIONS, (uint64_t)l->subscriptions);
 	account_set_limit(&t->account, ACCOUNT_REPLIES, l->reply_bytes);
-	t->pins = (uint32_t)l->pins;
+	t->session_pins = (uint32_t)l->session_pins;
+	t->share_of_pins = (uint32_t)(l->pins / 2 / l->sessions);
+	account_set_limit(&t->account, ACCOUNT_PAGE_PINS,
+		(uint64_t)l->pins - (uint64_t)t->share_of_pins * (uint64_t)l->sessions);
 	apply_policy(t, o, was);
 	return 0;
 }
@@ -83,9 +86,41 @@ struct tenant *tenants_find(const struct tenants *ts, const char *name)
 	return NULL;
 }
 
+static void tenant_free(struct tenant *t)
+{
+	account_fini(&t->account);
+	free(t);
+}
+
+static bool idle(const struct tenant *t)
+{
+	return !t->users && account_idle(&t->account) && cache_tenant_idle(t->cache);
+}
+
+/* The one that has been there longest of those that nobody would miss. */
+static bool forget_one(struct tenants *ts, struct counters *counters)
+{
+	struct tenant **found = NULL, *t;
+
+	for (struct tenant **at = &ts->first; *at; at = &(*at)->next)
+		if (idle(*at))
+			found = at;
+	if (!found)
+		return false;
+	t = *found;
+	*found = t->next;
+	ts->n--;
+	log_info("tenant forgotten", "tenant=%s why=\"it has neither sessions nor blocks\"",
+		t->name);
+	cache_tenant_close(t->cache);
+	counters_forget(counters, t->name);
+	tenant_free(t);
+	return true;
+}
+
 int tenants_get(struct tenants *ts, struct cache *c, struct counters *counters,
-	const struct options *o, const struct peer *p, struct tenant **ret, char *ret_why,
-	size_t why_size)
+	const struct options *o, const struct peer *p, bool always, struct tenant **ret,
+	char *ret_why, size_t why_size)
 {
 	const struct options_tenant *section = options_tenant_of(o, p->uid, p->gids, p->n_gids);
 	char name[OPTIONS_NAME_MAX];
@@ -101,9 +136,10 @@ int tenants_get(struct tenants *ts, struct cache *c, struct counters *counters,
 		*ret = t;
 		return 0;
 	}
-	if (ts->n >= o->max_tenants) {
+	if (ts->n >= o->max_tenants && !forget_one(ts, counters) && !always) {
 		snprintf(ret_why, why_size,
-			"%lld tenants are here: raise max_tenants in kvgated.conf",
+			"%lld tenants have sessions or blocks: raise max_tenants in kvgated.conf, "
+			"or purge what one of them left (kvgatectl purge --all --tenant NAME)",
 			(long long)ts->n);
 		return -EDQUOT;
 	}
@@ -146,8 +182,7 @@ void tenants_fini(struct tenants *ts)
 		struct tenant *t = ts->first;
 
 		ts->first = t->next;
-		account_fini(&t->account);
-		free(t);
+		tenant_free(t);
 	}
 	ts->n = 0;
 }

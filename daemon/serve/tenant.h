@@ -11,16 +11,15 @@
 #include "daemon/cache/cache.h"
 #include "daemon/serve/peer.h"
 
-/* Connections of one tenant that have not said hello; a client says it at once. */
-#define TENANT_GREETINGS_MAX 64
-
 struct tenant {
 	struct tenant *next;
 	char name[OPTIONS_NAME_MAX];
 	struct account account;
 	struct counter_scope *scope;
 	struct cache_tenant *cache;
-	uint32_t pins; /* of one session */
+	unsigned users;         /* sessions that are of it, or subscribed to its events */
+	uint32_t session_pins;  /* of one that asks for no number */
+	uint32_t share_of_pins; /* that each session gets, however many the others have */
 };
 
 struct tenants {
@@ -28,10 +27,13 @@ struct tenants {
 	int64_t n;
 };
 
-/* Found, or made when it is the first session of this user or section. -EDQUOT: too many tenants. */
+/*
+ * Found, or made when it is the first session of this user or section. At max_tenants one without users and blocks makes
+ * room; -EDQUOT: there is none. `always`: an administrator, who may be needed to make room.
+ */
 int tenants_get(struct tenants *ts, struct cache *c, struct counters *counters,
-	const struct options *o, const struct peer *p, struct tenant **ret, char *ret_why,
-	size_t why_size);
+	const struct options *o, const struct peer *p, bool always, struct tenant **ret,
+	char *ret_why, size_t why_size);
 struct tenant *tenants_find(const struct tenants *ts, const char *name);
 /* Other limits from now on. What is used above them stays, and so does what was set at run time and is the same in both. */
 void tenants_reload(

@@ -179,7 +179,7 @@ int main(int argc, char **argv)
 		limit[i] = kernel_round(&eof[i]);
 	daemon_start(&d,
 		"[memory]\nhost_bytes = 64MiB\nsegment_bytes = 8MiB\nindex_slots = 4096\n"
-		"[limits]\nstaging_bytes = 2GiB\npins = 16384\n");
+		"[limits]\nstaging_bytes = 2GiB\nsession_pins = 16384\n");
 	c = client_open(&d);
 	l = model_register(c, &model_small);
 	assert(chain_put(c, l, &model_small, 1, BLOCKS, keys) == KVG_CODE_OK);

@@ -24,7 +24,7 @@
 static const char config[] =
 	"[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n"
 	"[tenant small]\nuids = 61001\nhost_bytes = 8MiB\nstaging_bytes = 1MiB\n"
-	"sessions = 2\npins = 16\n";
+	"sessions = 2\npins = 40\nsession_pins = 16\n";
 
 static int staging(void *arg)
 {
@@ -83,6 +83,36 @@ static int pins(void *arg)
 	return 0;
 }
 
+/* Returns how many pins a session got that asked for `wanted`. */
+static uint32_t pins_of(const struct daemon_process *d, uint32_t wanted, struct kvg_client **ret)
+{
+	struct kvg_options o = KVG_OPTIONS_INIT(kvg_options);
+	struct kvg_session_info i = KVG_OPTIONS_INIT(kvg_session_info);
+
+	o.socket = d->socket;
+	o.pins = wanted;
+	if (kvg_open(&o, ret))
+		return 0;
+	kvg_session(*ret, &i);
+	return i.pins;
+}
+
+/* All sessions of a tenant together have 40 pins, 10 of which are the second one's whatever the first one takes. */
+static int pins_together(void *arg)
+{
+	struct kvg_client *a, *b;
+
+	if (pins_of(arg, 1000000, &a) != 30 || pins_of(arg, 1000000, &b) != 10)
+		return 1;
+	kvg_close(a);
+	kvg_close(b);
+	if (pins_of(arg, 3, &a) != 3 || pins_of(arg, 0, &b) != 16)
+		return 2;
+	kvg_close(a);
+	kvg_close(b);
+	return 0;
+}
+
 /* The tenant's own quota evicts the tenant's own blocks; the neighbour keeps all of its. */
 static int fill(void *arg)
 {
@@ -129,9 +159,53 @@ static void test_quotas(void **state)
 	assert_int_equal(child_run(UID_A, staging, &d), 0);
 	assert_int_equal(child_run(UID_A, sessions, &d), 0);
 	assert_int_equal(child_run(UID_A, pins, &d), 0);
+	assert_int_equal(child_run(UID_A, pins_together, &d), 0);
 	assert_int_equal(child_run(UID_B, keep, &d), 0);
 	assert_int_equal(child_run(UID_A, fill, &d), 0);
 	assert_int_equal(child_run(UID_B, kept, &d), 0);
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
+/* As many workers as a tenant may have: each gets its pins, and together they are what one scan can look at. */
+static void test_pins_of_many_sessions(void **state)
+{
+	struct daemon_process d;
+	struct kvg_client *c[256], *more;
+	uint32_t sum = 0;
+
+	(void)state;
+	daemon_start(&d, "");
+	for (int i = 0; i < 256; i++) {
+		assert_int_equal(pins_of(&d, 0, &c[i]), 512);
+		sum += 512;
+	}
+	for (int i = 0; i < 256; i++)
+		kvg_close(c[i]);
+	assert_int_equal(sum, 131072);
+	sum = 0;
+	for (int i = 0; i < 256; i++) { /* and the same when each asks for all there could be */
+		uint32_t n = pins_of(&d, UINT32_MAX, &c[i]);
+
+		assert_true(n >= 256);
+		sum += n;
+	}
+	assert_int_equal(sum, 131072);
+	for (int i = 0; i < 256; i++)
+		kvg_close(c[i]);
+	assert_int_equal(daemon_stop(&d), 0);
+	/* fewer pins than sessions: who comes too late is told what to do */
+	daemon_spawn(&d,
+		"[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n"
+		"[limits]\npins = 20\nsession_pins = 16\n",
+		NULL);
+	assert_true(daemon_wait_ready(&d));
+	assert_int_equal(pins_of(&d, 0, &c[0]), 16);
+	assert_int_equal(pins_of(&d, 0, &c[1]), 4);
+	assert_int_equal(pins_of(&d, 0, &more), 0);
+	assert_non_null(strstr(kvg_last_error(NULL), "raise pins in kvgated.conf"));
+	kvg_close(c[0]);
+	kvg_close(c[1]);
 	assert_int_equal(daemon_stop(&d), 0);
 	daemon_cleanup(&d);
 }
@@ -148,7 +222,9 @@ static void test_all_pinned(void **state)
 	int code;
 
 	(void)state;
-	daemon_start(&d, "[memory]\nhost_bytes = 8MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n");
+	daemon_start(&d,
+		"[memory]\nhost_bytes = 8MiB\nsegment_bytes = 4MiB\nindex_slots = "
+		"4096\n[limits]\nsession_pins = 4096\n");
 	c = client_open(&d);
 	l = model_register(c, &model_small);
 	/* near the end, what is not pinned yet may be gone before it is: only it can make room */
@@ -246,6 +322,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_quotas),
+		cmocka_unit_test(test_pins_of_many_sessions),
 		cmocka_unit_test(test_all_pinned),
 		cmocka_unit_test(test_holes),
 	};

@@ -38,7 +38,7 @@
 static const char config[] =
 	"[memory]\nhost_bytes = 9MiB\nsegment_bytes = 4MiB\nindex_slots = 64\nfloor = 0.3\n"
 	"prefault = no\nhuge_pages = no\n[limits]\ntenant_host_bytes = 3MiB\nstaging_bytes = "
-	"8MiB\npins = 64\n"
+	"8MiB\npins = 512\nsession_pins = 64\n"
 	"in_flight = 12\nsubscriptions = 2\n"
 	"[tenant lossless]\nuids = 62001\nfloor = 1\n[tenant tight]\nuids = 62002\nhost_bytes = "
 	"1MiB\n";

@@ -232,6 +232,126 @@ static void test_admin_only(void **state)
 	daemon_cleanup(&d);
 }
 
+static int try_open(void *arg)
+{
+	const struct daemon_process *d = arg;
+	struct kvg_options o = KVG_OPTIONS_INIT(kvg_options);
+	struct kvg_client *c;
+
+	o.socket = d->socket;
+	if (kvg_open(&o, &c) == 0)
+		return 0;
+	return strstr(kvg_last_error(NULL), "raise max_tenants in kvgated.conf") ? 1 : 2;
+}
+
+/* Connects and says nothing, from as many users as there may be tenants and more. */
+static int connect_only(void *arg)
+{
+	for (int i = 0; i < 5; i++)
+		raw_connect(arg);
+	return 0;
+}
+
+struct holder {
+	pid_t pid;
+	int hold; /* a pipe: a byte lets it go */
+};
+
+static int hold_session(void *arg)
+{
+	const struct task *t = arg;
+	struct kvg_client *c = client_open(t->d);
+	char byte;
+
+	if (write((int)t->seed, "x", 1) != 1)
+		return 1;
+	read((int)t->expect, &byte, 1); /* until the test lets go */
+	kvg_close(c);
+	return 0;
+}
+
+static void hold(const struct daemon_process *d, uid_t uid, struct holder *ret)
+{
+	int ready[2], go[2];
+	struct task t = {.d = d};
+	char byte;
+
+	assert_int_equal(pipe(ready), 0);
+	assert_int_equal(pipe(go), 0);
+	t.seed = (uint64_t)ready[1];
+	t.expect = (uint32_t)go[0];
+	ret->pid = child_start(uid, hold_session, &t);
+	assert_int_equal(read(ready[0], &byte, 1), 1);
+	close(ready[0]);
+	close(ready[1]);
+	close(go[0]);
+	ret->hold = go[1];
+}
+
+/* Those that went are looked at as gone when the daemon has seen it. */
+static void opens_soon(struct daemon_process *d, uid_t uid)
+{
+	int r = 1;
+
+	for (int i = 0; i < 400 && r == 1; i++)
+		r = child_run(uid, try_open, d);
+	assert_int_equal(r, 0);
+}
+
+static void let_go(struct holder *h)
+{
+	assert_int_equal(write(h->hold, "x", 1), 1);
+	close(h->hold);
+	assert_int_equal(child_wait(h->pid), 0);
+}
+
+/*
+ * The limit is no trap: who only connects makes no tenant, one that left nothing makes room, and an administrator gets in
+ * to purge what others left.
+ */
+static void test_max_tenants(void **state)
+{
+	struct daemon_process d;
+	struct holder a, b;
+	struct kvg_client *c;
+	struct kvg_purge_options o = KVG_OPTIONS_INIT(kvg_purge_options);
+	struct kvg_purge_result r;
+	struct task left = {.d = &d, .tenant = "uid-61003", .seed = 5};
+
+	(void)state;
+	if (!can_change_user())
+		skip();
+	daemon_start(&d,
+		"[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n"
+		"[daemon]\nmax_tenants = 2\n");
+	for (uid_t uid = 61010; uid < 61014; uid++)
+		assert_int_equal(child_run(uid, connect_only, &d), 0);
+	hold(&d, UID_A, &a);
+	hold(&d, UID_B, &b);
+	assert_int_equal(child_run(61003, try_open, &d), 1);
+	let_go(&b); /* it has no blocks: its place is free */
+	opens_soon(&d, 61003);
+	assert_int_equal(child_run(61003, put, &left), 0);
+	assert_true(daemon_logged(&d, "tenant forgotten tenant=uid-61002"));
+	assert_int_equal(child_run(UID_B, try_open, &d), 1); /* blocks keep theirs */
+	c = client_open(&d);
+	o.tenant = left.tenant;
+	assert_int_equal(kvg_purge(c, &o, &r), 0);
+	assert_int_equal(r.blocks, BLOCKS);
+	kvg_close(c);
+	opens_soon(&d, UID_B);
+	let_go(&a);
+	/* and a tenant that comes again begins anew, with all of its rights */
+	left = (struct task){.d = &d, .tenant = "uid-61001", .seed = 9, .expect = BLOCKS};
+	opens_soon(&d, 61004);
+	opens_soon(&d, 61005);
+	opens_soon(&d, UID_A);
+	assert_int_equal(child_run(UID_A, put, &left), 0);
+	assert_int_equal(child_run(UID_A, look, &left), 0);
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
 /* 128 KiB of KV a block. */
 static const struct test_model wide = {"wide", 8, 4, 16, 16, KVG_DTYPE_BF16, 64, 1};
 
@@ -312,6 +432,7 @@ int main(void)
 		cmocka_unit_test(test_no_name_of_another),
 		cmocka_unit_test(test_many_groups),
 		cmocka_unit_test(test_admin_only),
+		cmocka_unit_test(test_max_tenants),
 		cmocka_unit_test(test_watermarks_of_all),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

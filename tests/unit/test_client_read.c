@@ -2,12 +2,14 @@
 /* Lookup, pins, planes, gather and select of libkvgate over shared memory that the test wrote. */
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 
@@ -475,9 +477,10 @@ static void test_select_absolute(void **state)
  * One thread evicts and reuses a slot as the daemon does - smaller word, fence, scan, then new contents under the next
  * generation - while this one pins and reads. What is pinned must not change under the reader.
  */
+#define RACE_SECONDS 120 /* it takes well below one when both threads run */
 static _Atomic bool race_over;
 static _Atomic uint64_t race_contents[8]; /* stands for the block's pages: always the generation */
-static unsigned race_reused, race_backed_off;
+static _Atomic unsigned race_reused, race_backed_off;
 
 static bool pinned_somewhere(uint32_t slot)
 {
@@ -512,12 +515,31 @@ static void *race_evictor(void *arg)
 	return NULL;
 }
 
+/*
+ * Enough has been seen: the reader pinned, and the evictor met pins as well as slots that it could use again. When the two
+ * share a processor that takes turns of the scheduler, and as long as they need.
+ */
+static bool race_seen(unsigned pinned, unsigned tries)
+{
+	return tries >= 200000 && pinned >= 20000 && atomic_load(&race_reused) >= 100 &&
+		atomic_load(&race_backed_off) >= 1;
+}
+
+static time_t seconds(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec;
+}
+
 static void test_pinned_contents_never_change(void **state)
 {
+	const time_t until = seconds() + RACE_SECONDS;
 	uint32_t slot;
 	struct kvg_key key;
 	pthread_t evictor;
-	unsigned pinned = 0;
+	unsigned pinned = 0, tries = 0;
 
 	(void)state;
 	fake_key(1, &key);
@@ -526,9 +548,14 @@ static void test_pinned_contents_never_change(void **state)
 		atomic_store(&race_contents[i], kvg_word_gen(fake.entries[slot].word));
 	atomic_store(&race_over, false);
 	assert_int_equal(pthread_create(&evictor, NULL, race_evictor, &slot), 0);
-	for (unsigned tries = 0; tries < 20000000 && (pinned < 20000 || tries < 200000); tries++) {
+	while (!race_seen(pinned, tries)) {
 		struct kvg_pin pin;
 
+		if (++tries % 4096 == 0) {
+			if (seconds() > until)
+				break;
+			sched_yield();
+		}
 		if (kvg_lookup_pin(layout, &key, 0, &pin) < 0)
 			continue;
 		pinned++;
@@ -540,7 +567,9 @@ static void test_pinned_contents_never_change(void **state)
 	}
 	atomic_store(&race_over, true);
 	pthread_join(evictor, NULL);
-	assert_true(pinned >= 1000 && race_reused > 0);
+	if (!race_seen(pinned, tries))
+		fail_msg("%u pins in %u tries, %u slots used again, %u backed off", pinned, tries,
+			race_reused, race_backed_off);
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)

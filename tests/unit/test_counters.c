@@ -86,11 +86,43 @@ static void test_table(void **state)
 	assert_int_equal(counter_split(COUNTER_PAYLOAD), COUNTER_SPLIT_PLANE);
 }
 
+/* A tenant that is no more has no counters; the others, and those that come later, are as they were. */
+static void test_forget(void **state)
+{
+	struct counters *c;
+	struct counter_scope *a, *b, *of_model, *again, *last;
+
+	(void)state;
+	assert_int_equal(counters_new(&c), 0);
+	assert_int_equal(counters_scope(c, "a", "", &a), 0);
+	assert_int_equal(counters_scope(c, "b", "", &b), 0);
+	assert_int_equal(counters_scope(c, "a", "m", &of_model), 0);
+	counter_add(a, COUNTER_COMMITS, 0, 5);
+	counter_add(b, COUNTER_COMMITS, 0, 6);
+	counters_forget(c, "nobody");
+	counters_forget(c, "a");
+	assert_int_equal(
+		counters_scope(c, "last", "", &last), 0); /* the end of the list is right */
+	assert_int_equal(counters_scope(c, "a", "", &again), 0);
+	assert_int_equal(counter_get(again, COUNTER_COMMITS, 0), 0);
+	assert_int_equal(counters_scope(c, "b", "", &again), 0);
+	assert_ptr_equal(again, b);
+	assert_int_equal(counter_get(b, COUNTER_COMMITS, 0), 6);
+	assert_int_equal(counters_scope(c, "last", "", &again), 0);
+	assert_ptr_equal(again, last);
+	counters_forget(c, "a");
+	counters_forget(c, "b");
+	counters_forget(c, "last");
+	assert_int_equal(counters_scope(c, "b", "", &b), 0);
+	counters_free(c);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_scopes),
 		cmocka_unit_test(test_table),
+		cmocka_unit_test(test_forget),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -107,6 +107,7 @@ static void test_bad_greetings(void **state)
 	REQUEST(hello, hello, Hello, HELLO, HELLO);
 	REQUEST(stat_, stat, Stat, STAT, STAT);
 	Kvgate__V1__Request empty = KVGATE__V1__REQUEST__INIT;
+	struct counter_scope *nobody;
 	struct client c;
 
 	(void)state;
@@ -124,7 +125,11 @@ static void test_bad_greetings(void **state)
 	ends_with(&c, &hello, KVG_CODE_BAD_ARGUMENT);
 	client_connect(&c, &s);
 	ends_with(&c, &empty, KVG_CODE_BAD_MESSAGE);
-	assert_true(counter_get(s.scope, COUNTER_BAD_MESSAGES, 0) >= 4);
+	/* whoever is not known by a hello counts for nobody */
+	assert_int_equal(counters_scope(s.counters, "", "", &nobody), 0);
+	assert_int_equal(counter_get(nobody, COUNTER_BAD_MESSAGES, 0), 4);
+	assert_int_equal(counter_get(s.scope, COUNTER_BAD_MESSAGES, 0), 0);
+	assert_null(cache_tenant_next(s.cache, NULL)); /* nor has it made a tenant */
 }
 
 /* Bytes that no client sends: the session ends, the next one is served. */
@@ -200,6 +205,62 @@ static void test_unread_at_the_end(void **state)
 	close(fd);
 }
 
+/* Where no request can be named, the last message has id 0 and says why. */
+static void ends_unasked(struct client *c, int code, const char *text)
+{
+	struct answer a;
+
+	client_receive(c, &a);
+	assert_non_null(a.m);
+	assert_int_equal(a.m->id, 0);
+	assert_int_equal(a.m->body_case, KVGATE__V1__REPLY__BODY__NOT_SET);
+	assert_int_equal(a.m->code, code);
+	assert_non_null(strstr(a.m->error, text));
+	answer_free(&a);
+	client_receive(c, &a);
+	assert_null(a.m);
+	client_hangup(c);
+}
+
+static void send_with_fds(int sock, unsigned n)
+{
+	char data[] = "x", control[CMSG_SPACE(253 * sizeof(int))] = {0};
+	struct iovec iov = {data, 1};
+	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control};
+	struct cmsghdr *cmsg = (struct cmsghdr *)control;
+
+	cmsg->cmsg_level = SOL_SOCKET;
+	cmsg->cmsg_type = SCM_RIGHTS;
+	cmsg->cmsg_len = CMSG_LEN(n * sizeof(int));
+	msg.msg_controllen = CMSG_SPACE(n * sizeof(int));
+	for (unsigned i = 0; i < n; i++)
+		memcpy(CMSG_DATA(cmsg) + i * sizeof(int), &sock, sizeof(int));
+	assert_int_equal(sendmsg(sock, &msg, 0), 1);
+}
+
+static void test_told_why(void **state)
+{
+	static uint8_t longer[KVG_MESSAGE_MAX + 1];
+	struct client c;
+
+	(void)state;
+	client_connect(&c, &s);
+	client_hello(&c, true);
+	assert_int_equal(wire_send(c.sock, "\xff\xff", 2, NULL, 0), 0);
+	ends_unasked(&c, KVG_CODE_BAD_MESSAGE, "cut short");
+	client_connect(&c, &s);
+	client_hello(&c, true);
+	assert_int_equal(send(c.sock, longer, sizeof(longer), 0), sizeof(longer));
+	ends_unasked(&c, KVG_CODE_BAD_MESSAGE, "longer than 131072 bytes");
+	client_connect(&c, &s);
+	client_hello(&c, true);
+	send_with_fds(c.sock, KVG_MESSAGE_FDS_MAX + 1);
+	ends_unasked(&c, KVG_CODE_BAD_FDS, "than the 64 of a message");
+	client_connect(&c, &s); /* and before hello as after it */
+	send_with_fds(c.sock, 100);
+	ends_unasked(&c, KVG_CODE_BAD_FDS, "than the 64 of a message");
+}
+
 static void test_fds(void **state)
 {
 	REQUEST(q, stat, Stat, STAT, STAT);
@@ -267,6 +328,7 @@ static void test_session_quota(void **state)
 static void test_silent(void **state)
 {
 	struct client c[80], honest;
+	struct answer a;
 	int open = 0;
 
 	(void)state;
@@ -279,6 +341,14 @@ static void test_silent(void **state)
 		open += recv(c[i].sock, &byte, 1, 0) < 0; /* nothing to read, and no end of file */
 	}
 	assert_int_equal(open, 64);
+	assert_null(cache_tenant_next(s.cache, NULL));
+	client_connect(&honest, &s);
+	client_receive(&honest, &a); /* who is refused is told why */
+	assert_int_equal(a.m->id, 0);
+	assert_int_equal(a.m->code, KVG_CODE_QUOTA);
+	assert_non_null(strstr(a.m->error, "64 connections that have not said hello"));
+	answer_free(&a);
+	client_hangup(&honest);
 	for (int i = 0; i < 80; i++)
 		close(c[i].sock);
 	serving_settle(&s);
@@ -422,6 +492,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_bad_greetings, start, stop),
 		cmocka_unit_test_setup_teardown(test_garbage, start, stop),
 		cmocka_unit_test_setup_teardown(test_unread_at_the_end, start, stop),
+		cmocka_unit_test_setup_teardown(test_told_why, start, stop),
 		cmocka_unit_test_setup_teardown(test_fds, start, stop),
 		cmocka_unit_test_setup_teardown(test_session_quota, start, stop),
 		cmocka_unit_test_setup_teardown(test_silent, start, stop),
