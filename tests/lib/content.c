@@ -185,3 +185,20 @@ int chain_put(struct kvg_client *c, struct kvg_layout *l, const struct test_mode
 	}
 	return code;
 }
+
+int chain_put_child(void *task)
+{
+	const struct chain_task *t = task;
+	struct kvg_client *c = client_open(t->d);
+	struct kvg_layout *l = model_register(c, &model_small);
+	struct kvg_key *keys = calloc(t->n, sizeof(*keys));
+	int code;
+
+	assert(keys);
+	if (t->tenant && strcmp(kvg_tenant(c), t->tenant))
+		return 1;
+	code = chain_put(c, l, &model_small, t->seed, t->n, keys);
+	free(keys);
+	kvg_close(c);
+	return code == KVG_CODE_OK ? 0 : 2;
+}

@@ -72,6 +72,16 @@ uint64_t content_compare(
 /* Puts a chain of n blocks with seeds seed .. seed + n - 1; ret_keys gets their keys. Returns the code of the last one. */
 int chain_put(struct kvg_client *c, struct kvg_layout *l, const struct test_model *m, uint64_t seed,
 	uint32_t n, struct kvg_key *ret_keys);
+/* What a child that puts is told, and what readers of it are. */
+struct chain_task {
+	const struct daemon_process *d;
+	const char *tenant; /* whose session it has to be; NULL: anybody's */
+	uint64_t seed;
+	uint32_t n;      /* blocks */
+	uint32_t expect; /* of them, those that a reader will find */
+};
+/* As a child_fn: opens a session, puts the chain of a small model, and goes. 0 when every block was new. */
+int chain_put_child(void *task);
 /* The keys of that chain. */
 void chain_keys(struct kvg_layout *l, const struct test_model *m, uint64_t seed, uint32_t n,
 	struct kvg_key *ret_keys);

@@ -20,28 +20,9 @@
 #define BLOCKS 20
 #define UID_A  61001
 
-struct task {
-	const struct daemon_process *d;
-	uint64_t seed;
-	uint32_t expect;
-};
-
-static int put(void *arg)
-{
-	const struct task *t = arg;
-	struct kvg_client *c = client_open(t->d);
-	struct kvg_layout *l = model_register(c, &model_small);
-	struct kvg_key keys[BLOCKS];
-
-	if (chain_put(c, l, &model_small, t->seed, BLOCKS, keys) != KVG_CODE_OK)
-		return 1;
-	kvg_close(c);
-	return 0;
-}
-
 static int get(void *arg)
 {
-	const struct task *t = arg;
+	const struct chain_task *t = arg;
 	struct kvg_client *c = client_open(t->d);
 	struct kvg_layout *l = model_register(c, &model_small);
 	struct kvg_key keys[BLOCKS];
@@ -68,12 +49,12 @@ static int get(void *arg)
 static void test_two_processes(void **state)
 {
 	struct daemon_process d;
-	struct task t = {.d = &d, .seed = 7, .expect = BLOCKS};
-	struct task other = {.d = &d, .seed = 8, .expect = 0};
+	struct chain_task t = {.d = &d, .seed = 7, .n = BLOCKS, .expect = BLOCKS};
+	struct chain_task other = {.d = &d, .seed = 8, .n = BLOCKS, .expect = 0};
 
 	(void)state;
 	daemon_start(&d, "");
-	assert_int_equal(child_run(0, put, &t), 0);
+	assert_int_equal(child_run(0, chain_put_child, &t), 0);
 	assert_int_equal(child_run(0, get, &t), 0);
 	assert_int_equal(child_run(0, get, &other), 0);
 	assert_int_equal(daemon_stop(&d), 0);
@@ -83,14 +64,14 @@ static void test_two_processes(void **state)
 static void test_eight_readers_at_once(void **state)
 {
 	struct daemon_process d;
-	struct task t = {.d = &d, .seed = 7, .expect = BLOCKS};
+	struct chain_task t = {.d = &d, .seed = 7, .n = BLOCKS, .expect = BLOCKS};
 	struct kvg_client *c;
 	pid_t pids[8];
 	double used;
 
 	(void)state;
 	daemon_start(&d, "");
-	assert_int_equal(child_run(0, put, &t), 0);
+	assert_int_equal(child_run(0, chain_put_child, &t), 0);
 	c = client_open(&d);
 	used = client_counter(c, "kvgate_bytes");
 	assert_true(used > 0);
@@ -218,12 +199,12 @@ static int reopen_committed(void *arg)
 static void test_committed_memory_is_read_only(void **state)
 {
 	struct daemon_process d;
-	struct task t = {.d = &d, .seed = 7, .expect = BLOCKS};
+	struct chain_task t = {.d = &d, .seed = 7, .n = BLOCKS, .expect = BLOCKS};
 	uid_t uid = can_change_user() ? UID_A : 0;
 
 	(void)state;
 	daemon_start(&d, "");
-	assert_int_equal(child_run(uid, put, &t), 0);
+	assert_int_equal(child_run(uid, chain_put_child, &t), 0);
 	assert_int_equal(child_run(uid, write_committed, &d), 128 + SIGSEGV);
 	assert_int_equal(child_run(uid, remap_committed, &d), 0);
 	if (uid)

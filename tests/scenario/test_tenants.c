@@ -24,28 +24,9 @@
 #define UID_A  61001
 #define UID_B  61002
 
-struct task {
-	const struct daemon_process *d;
-	const char *tenant;
-	uint64_t seed;
-	uint32_t expect;
-};
-
-static int put(void *arg)
-{
-	const struct task *t = arg;
-	struct kvg_client *c = client_open(t->d);
-	struct kvg_layout *l = model_register(c, &model_small);
-	struct kvg_key keys[BLOCKS];
-
-	if (strcmp(kvg_tenant(c), t->tenant))
-		return 1;
-	return chain_put(c, l, &model_small, t->seed, BLOCKS, keys) != KVG_CODE_OK;
-}
-
 static int look(void *arg)
 {
-	const struct task *t = arg;
+	const struct chain_task *t = arg;
 	struct kvg_client *c = client_open(t->d);
 	struct kvg_layout *l = model_register(c, &model_small);
 	struct kvg_key keys[BLOCKS];
@@ -64,7 +45,7 @@ static int look(void *arg)
 /* Asks for every segment id there could be: none of them may come. Returns the number of fds that came. */
 static int map_everything(void *arg)
 {
-	const struct task *t = arg;
+	const struct chain_task *t = arg;
 	int sock = raw_connect(t->d), got = 0;
 	uint32_t ids[200];
 	Kvgate__V1__Request q = KVGATE__V1__REQUEST__INIT;
@@ -92,20 +73,21 @@ static int map_everything(void *arg)
 static void test_users_are_apart(void **state)
 {
 	struct daemon_process d;
-	struct task a = {.d = &d, .tenant = "uid-61001", .seed = 5, .expect = BLOCKS};
-	struct task b = {.d = &d, .tenant = "uid-61002", .seed = 5, .expect = 0};
+	struct chain_task a = {
+		.d = &d, .tenant = "uid-61001", .seed = 5, .n = BLOCKS, .expect = BLOCKS};
+	struct chain_task b = {.d = &d, .tenant = "uid-61002", .seed = 5, .n = BLOCKS, .expect = 0};
 
 	(void)state;
 	if (!can_change_user())
 		skip();
 	daemon_start(&d, "");
-	assert_int_equal(child_run(UID_A, put, &a), 0);
+	assert_int_equal(child_run(UID_A, chain_put_child, &a), 0);
 	assert_int_equal(child_run(UID_A, look, &a), 0);
 	assert_int_equal(child_run(UID_B, look, &b), 0);
 	assert_int_equal(child_run(UID_B, map_everything, &b), 0);
 	assert_true(child_run(UID_A, map_everything, &a) > 0);
 	/* the same contents of the other tenant are a second copy in its own segments */
-	assert_int_equal(child_run(UID_B, put, &b), 0);
+	assert_int_equal(child_run(UID_B, chain_put_child, &b), 0);
 	b.expect = BLOCKS;
 	assert_int_equal(child_run(UID_B, look, &b), 0);
 	assert_int_equal(daemon_stop(&d), 0);
@@ -115,7 +97,7 @@ static void test_users_are_apart(void **state)
 static void test_config_joins_users(void **state)
 {
 	struct daemon_process d;
-	struct task a = {.d = &d, .tenant = "team", .seed = 5, .expect = BLOCKS};
+	struct chain_task a = {.d = &d, .tenant = "team", .seed = 5, .n = BLOCKS, .expect = BLOCKS};
 
 	(void)state;
 	if (!can_change_user())
@@ -123,7 +105,7 @@ static void test_config_joins_users(void **state)
 	daemon_start(&d,
 		"[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n"
 		"[tenant team]\nuids = 61001\ngids = 61002\n");
-	assert_int_equal(child_run(UID_A, put, &a), 0);
+	assert_int_equal(child_run(UID_A, chain_put_child, &a), 0);
 	assert_int_equal(child_run(UID_B, look, &a), 0);
 	assert_int_equal(daemon_stop(&d), 0);
 	daemon_cleanup(&d);
@@ -211,7 +193,8 @@ static int try_admin(void *arg)
 static void test_admin_only(void **state)
 {
 	struct daemon_process d;
-	struct task a = {.d = &d, .tenant = "uid-61001", .seed = 5, .expect = BLOCKS};
+	struct chain_task a = {
+		.d = &d, .tenant = "uid-61001", .seed = 5, .n = BLOCKS, .expect = BLOCKS};
 	struct kvg_client *c;
 	struct kvg_policy p = KVG_OPTIONS_INIT(kvg_policy);
 
@@ -219,7 +202,7 @@ static void test_admin_only(void **state)
 	if (!can_change_user())
 		skip();
 	daemon_start(&d, "");
-	assert_int_equal(child_run(UID_A, put, &a), 0);
+	assert_int_equal(child_run(UID_A, chain_put_child, &a), 0);
 	assert_int_equal(child_run(UID_B, try_admin, &d), 0);
 	assert_int_equal(child_run(UID_A, look, &a), 0);
 	c = client_open(&d);

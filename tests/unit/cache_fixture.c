@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "daemon/cache/tenant.h"
 #include "proto/plane.h"
 
 void fixture_options(struct fixture *f)
@@ -51,6 +52,42 @@ void fixture_stop(struct fixture *f)
 	loop_free(f->loop);
 }
 
+int fixture_setup(void **state)
+{
+	fixture_options(*state);
+	fixture_start(*state);
+	return 0;
+}
+
+int fixture_teardown(void **state)
+{
+	struct fixture *f = *state;
+
+	assert(cache_check(f->cache) == 0);
+	for (struct cache_tenant *t = cache_tenant_next(f->cache, NULL); t;
+		t = cache_tenant_next(f->cache, t))
+		assert(!t->reserved && !t->reserved_slots);
+	assert(!f->cache->commits.n);
+	fixture_stop(f);
+	return 0;
+}
+
+struct cache_layout_spec fixture_spec(const char *model)
+{
+	return (struct cache_layout_spec){
+		.id =
+			{
+				.model = model,
+				.revision = "",
+				.rope = "",
+				.eviction = "",
+				.key_namespace = "",
+				.tp_size = 1,
+			},
+		.gate = "",
+	};
+}
+
 struct cache_tenant *fixture_tenant(
 	struct fixture *f, const char *name, uint64_t quota, float floor)
 {
@@ -64,34 +101,24 @@ struct cache_tenant *fixture_tenant(
 struct cache_layout *fixture_layout(
 	struct fixture *f, struct cache_tenant *t, const char *model, const char *key_namespace)
 {
-	struct cache_layout_spec s = {
-		.id =
-			{
-				.shape =
-					{
-						.layers = FIXTURE_LAYERS,
-						.heads = FIXTURE_HEADS,
-						.tokens = FIXTURE_TOKENS,
-						.k_dim = FIXTURE_DIM,
-						.v_dim = FIXTURE_DIM,
-						.dtype = KVG_DTYPE_BF16,
-					},
-				.model = model,
-				.revision = "",
-				.rope = "",
-				.eviction = "",
-				.key_namespace = key_namespace,
-				.tp_size = 1,
-				.gate_digest = {1},
-				.n_edges = FIXTURE_PLANES - 1,
-				.edges = {.75f, .5f, .25f},
-			},
-		.gate = "",
+	const struct kv_shape shape = {
+		.layers = FIXTURE_LAYERS,
+		.heads = FIXTURE_HEADS,
+		.tokens = FIXTURE_TOKENS,
+		.k_dim = FIXTURE_DIM,
+		.v_dim = FIXTURE_DIM,
+		.dtype = KVG_DTYPE_BF16,
 	};
+	struct cache_layout_spec s = fixture_spec(model);
 	struct cache_layout *l;
 	char why[160];
 
 	(void)f;
+	s.id.shape = shape;
+	s.id.key_namespace = key_namespace;
+	s.id.gate_digest[0] = 1;
+	s.id.n_edges = FIXTURE_PLANES - 1;
+	memcpy(s.id.edges, (float[]){.75f, .5f, .25f}, 3 * sizeof(float));
 	if (cache_layout_register(t, &s, &l, why, sizeof(why)) != KVG_CODE_OK) {
 		fprintf(stderr, "%s\n", why);
 		abort();

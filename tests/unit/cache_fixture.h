@@ -31,6 +31,18 @@ void fixture_options(struct fixture *f);
 void fixture_start(struct fixture *f);
 void fixture_stop(struct fixture *f);
 
+/*
+ * As setup and teardown of a cmocka test whose state is the fixture, `f`: FIXTURE_TEST(test). At the end every fact that is
+ * kept twice must agree, and nothing may be promised to a commit.
+ */
+int fixture_setup(void **state);
+int fixture_teardown(void **state);
+#define FIXTURE_TEST_WITH(test, setup)                                                             \
+	cmocka_unit_test_prestate_setup_teardown(test, setup, fixture_teardown, &f)
+#define FIXTURE_TEST(test) FIXTURE_TEST_WITH(test, fixture_setup)
+
+/* A layout without shape, gate and edges; all texts but the model's are empty. */
+struct cache_layout_spec fixture_spec(const char *model);
 struct cache_layout *fixture_layout(
 	struct fixture *f, struct cache_tenant *t, const char *model, const char *key_namespace);
 struct cache_tenant *fixture_tenant(

@@ -14,22 +14,6 @@
 
 static struct fixture f;
 
-static int setup(void **state)
-{
-	(void)state;
-	fixture_options(&f);
-	fixture_start(&f);
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	(void)state;
-	assert_int_equal(cache_check(f.cache), 0);
-	fixture_stop(&f);
-	return 0;
-}
-
 static struct cache_layout l;
 
 /* A block of planes with these pairs; the second one is empty. */
@@ -135,8 +119,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_shares),
-		cmocka_unit_test_setup_teardown(test_walk, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_handles, setup, teardown),
+		FIXTURE_TEST(test_walk),
+		FIXTURE_TEST(test_handles),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

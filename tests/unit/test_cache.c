@@ -15,22 +15,6 @@
 
 static struct fixture f;
 
-static int setup(void **state)
-{
-	(void)state;
-	fixture_options(&f);
-	fixture_start(&f);
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	(void)state;
-	assert_int_equal(cache_check(f.cache), 0);
-	fixture_stop(&f);
-	return 0;
-}
-
 static void test_put_and_find(void **state)
 {
 	struct cache_block_result r;
@@ -125,19 +109,7 @@ static void test_foreign_keys(void **state)
 
 static void test_opaque_and_short(void **state)
 {
-	struct cache_layout_spec s = {
-		.id =
-			{
-				.shape = {.tokens = 64, .opaque_bytes = 10000},
-				.model = "engine's own",
-				.revision = "",
-				.rope = "",
-				.eviction = "",
-				.key_namespace = "engine",
-				.tp_size = 1,
-			},
-		.gate = "",
-	};
+	struct cache_layout_spec s = fixture_spec("engine's own");
 	struct cache_block_info info;
 	struct cache_layout *l;
 	struct kvg_key short_key;
@@ -146,6 +118,8 @@ static void test_opaque_and_short(void **state)
 	struct put p;
 
 	(void)state;
+	s.id.shape = (struct kv_shape){.tokens = 64, .opaque_bytes = 10000};
+	s.id.key_namespace = "engine";
 	assert_int_equal(cache_layout_register(f.tenant, &s, &l, why, sizeof(why)), KVG_CODE_OK);
 	put_stage(&f, l, 3, NULL, &p); /* the fixture's bytes, as many as fit */
 	p.q.input = STAGE_INPUT_NONE;
@@ -182,27 +156,13 @@ static void test_opaque_and_short(void **state)
 
 static void test_hidden_states(void **state)
 {
-	struct cache_layout_spec s = {
-		.id =
-			{
-				.shape = {.layers = 3,
-					.heads = 2,
-					.tokens = 16,
-					.k_dim = 8,
-					.v_dim = 8,
-					.dtype = KVG_DTYPE_F16},
-				.model = "gated",
-				.revision = "",
-				.rope = "",
-				.eviction = "",
-				.key_namespace = "",
-				.tp_size = 1,
-			},
-		.gate = "fake",
-		.hidden_dtype = KVG_DTYPE_F32,
-		.ungated_layers = (uint32_t[]){1},
-		.n_ungated = 1,
-	};
+	const struct kv_shape shape = {.layers = 3,
+		.heads = 2,
+		.tokens = 16,
+		.k_dim = 8,
+		.v_dim = 8,
+		.dtype = KVG_DTYPE_F16};
+	struct cache_layout_spec s = fixture_spec("gated");
 	struct cache_layout_info li;
 	struct cache_block_info info;
 	struct cache_layout *l;
@@ -212,6 +172,11 @@ static void test_hidden_states(void **state)
 	struct put p = {.staging = f.staging};
 
 	(void)state;
+	s.id.shape = shape;
+	s.gate = "fake";
+	s.hidden_dtype = KVG_DTYPE_F32;
+	s.ungated_layers = (uint32_t[]){1};
+	s.n_ungated = 1;
 	assert_int_equal(cache_add_gate(f.cache, "fake", fake_gate_new(2, 2, 4)), 0);
 	assert_int_equal(cache_layout_register(f.tenant, &s, &l, why, sizeof(why)), KVG_CODE_OK);
 	cache_layout_stage(l, STAGE_INPUT_HIDDEN, 16, &g);
@@ -315,14 +280,14 @@ static void test_options(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(test_put_and_find, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_tenants_apart, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_foreign_keys, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_opaque_and_short, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_hidden_states, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_limits, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_tick, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_options, setup, teardown),
+		FIXTURE_TEST(test_put_and_find),
+		FIXTURE_TEST(test_tenants_apart),
+		FIXTURE_TEST(test_foreign_keys),
+		FIXTURE_TEST(test_opaque_and_short),
+		FIXTURE_TEST(test_hidden_states),
+		FIXTURE_TEST(test_limits),
+		FIXTURE_TEST(test_tick),
+		FIXTURE_TEST(test_options),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

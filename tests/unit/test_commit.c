@@ -19,25 +19,6 @@
 
 static struct fixture f;
 
-static int setup(void **state)
-{
-	(void)state;
-	fixture_options(&f);
-	fixture_start(&f);
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	(void)state;
-	assert_int_equal(cache_check(f.cache), 0);
-	assert_int_equal(f.tenant->reserved, 0);
-	assert_int_equal(f.tenant->reserved_slots, 0);
-	assert_int_equal(f.cache->commits.n, 0);
-	fixture_stop(&f);
-	return 0;
-}
-
 static float *scores_of(struct put *p)
 {
 	struct stage_geometry g;
@@ -447,19 +428,19 @@ static void test_larger_than_the_quota(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(test_chain_in_flight, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_parent_fails, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_duplicates, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_keys, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_parents_in_a_circle, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_bad_arguments, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_ids_change_under_us, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_cancel, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_free_with_commits_in_flight, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_more_than_fits, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_tenants_take_turns, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_no_space, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_larger_than_the_quota, setup, teardown),
+		FIXTURE_TEST(test_chain_in_flight),
+		FIXTURE_TEST(test_parent_fails),
+		FIXTURE_TEST(test_duplicates),
+		FIXTURE_TEST(test_keys),
+		FIXTURE_TEST(test_parents_in_a_circle),
+		FIXTURE_TEST(test_bad_arguments),
+		FIXTURE_TEST(test_ids_change_under_us),
+		FIXTURE_TEST(test_cancel),
+		FIXTURE_TEST(test_free_with_commits_in_flight),
+		FIXTURE_TEST(test_more_than_fits),
+		FIXTURE_TEST(test_tenants_take_turns),
+		FIXTURE_TEST(test_no_space),
+		FIXTURE_TEST(test_larger_than_the_quota),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

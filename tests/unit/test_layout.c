@@ -19,24 +19,16 @@ static char why[160];
 
 static struct cache_layout_spec good(void)
 {
-	return (struct cache_layout_spec){
-		.id =
-			{
-				.shape = {.layers = 6,
-					.heads = 4,
-					.tokens = 64,
-					.k_dim = 16,
-					.v_dim = 32,
-					.dtype = KVG_DTYPE_BF16},
-				.model = "m",
-				.revision = "r",
-				.rope = "",
-				.eviction = "",
-				.key_namespace = "",
-				.tp_size = 1,
-			},
-		.gate = "",
-	};
+	struct cache_layout_spec s = fixture_spec("m");
+
+	s.id.shape = (struct kv_shape){.layers = 6,
+		.heads = 4,
+		.tokens = 64,
+		.k_dim = 16,
+		.v_dim = 32,
+		.dtype = KVG_DTYPE_BF16};
+	s.id.revision = "r";
+	return s;
 }
 
 static int reg(const struct cache_layout_spec *s, struct cache_layout **ret)
@@ -48,21 +40,6 @@ static int reg(const struct cache_layout_spec *s, struct cache_layout **ret)
 	code = cache_layout_register(f.tenant, s, ret ? ret : &l, why, sizeof(why));
 	assert_true(code == KVG_CODE_OK || strlen(why) > 10);
 	return code;
-}
-
-static int setup(void **state)
-{
-	(void)state;
-	fixture_options(&f);
-	fixture_start(&f);
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	(void)state;
-	fixture_stop(&f);
-	return 0;
 }
 
 static void test_what_does_not_add_up(void **state)
@@ -249,11 +226,11 @@ static void test_opaque(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(test_what_does_not_add_up, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_found_again, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_limit, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_gates, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_opaque, setup, teardown),
+		FIXTURE_TEST(test_what_does_not_add_up),
+		FIXTURE_TEST(test_found_again),
+		FIXTURE_TEST(test_limit),
+		FIXTURE_TEST(test_gates),
+		FIXTURE_TEST(test_opaque),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

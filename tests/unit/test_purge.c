@@ -41,14 +41,6 @@ static int setup(void **state)
 	return 0;
 }
 
-static int teardown(void **state)
-{
-	(void)state;
-	assert_int_equal(cache_check(f.cache), 0);
-	fixture_stop(&f);
-	return 0;
-}
-
 static bool present(const struct kvg_key *key)
 {
 	return block_find(f.tenant, f.layout->id, key);
@@ -335,14 +327,14 @@ static void test_silence(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(test_what_goes, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_keys, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_slices, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_committed_meanwhile, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_committed_before_its_turn, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_gone_meanwhile, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_tenants_by_turns, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_silence, setup, teardown),
+		FIXTURE_TEST_WITH(test_what_goes, setup),
+		FIXTURE_TEST_WITH(test_keys, setup),
+		FIXTURE_TEST_WITH(test_slices, setup),
+		FIXTURE_TEST_WITH(test_committed_meanwhile, setup),
+		FIXTURE_TEST_WITH(test_committed_before_its_turn, setup),
+		FIXTURE_TEST_WITH(test_gone_meanwhile, setup),
+		FIXTURE_TEST_WITH(test_tenants_by_turns, setup),
+		FIXTURE_TEST_WITH(test_silence, setup),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

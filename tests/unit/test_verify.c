@@ -27,14 +27,6 @@ static int setup(void **state)
 	return 0;
 }
 
-static int teardown(void **state)
-{
-	(void)state;
-	assert_int_equal(cache_check(f.cache), 0);
-	fixture_stop(&f);
-	return 0;
-}
-
 static struct block *find(const struct kvg_key *key)
 {
 	return block_find(f.tenant, f.layout->id, key);
@@ -184,22 +176,12 @@ static uint64_t cpu_ns(clockid_t clock)
 
 static struct cache_layout *opaque_layout(uint64_t bytes)
 {
-	struct cache_layout_spec s = {
-		.id =
-			{
-				.shape = {.tokens = 64, .opaque_bytes = bytes},
-				.model = "large",
-				.revision = "",
-				.rope = "",
-				.eviction = "",
-				.key_namespace = "engine",
-				.tp_size = 1,
-			},
-		.gate = "",
-	};
+	struct cache_layout_spec s = fixture_spec("large");
 	struct cache_layout *l;
 	char why[160];
 
+	s.id.shape = (struct kv_shape){.tokens = 64, .opaque_bytes = bytes};
+	s.id.key_namespace = "engine";
 	assert_int_equal(cache_layout_register(f.tenant, &s, &l, why, sizeof(why)), KVG_CODE_OK);
 	return l;
 }
@@ -254,12 +236,12 @@ static void test_torn_down(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(test_damage_goes, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_damaged_and_pinned, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_pressure_takes_hidden, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_stays_while_it_is_read, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_not_on_the_control_thread, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_torn_down, setup, teardown),
+		FIXTURE_TEST_WITH(test_damage_goes, setup),
+		FIXTURE_TEST_WITH(test_damaged_and_pinned, setup),
+		FIXTURE_TEST_WITH(test_pressure_takes_hidden, setup),
+		FIXTURE_TEST_WITH(test_stays_while_it_is_read, setup),
+		FIXTURE_TEST_WITH(test_not_on_the_control_thread, setup),
+		FIXTURE_TEST_WITH(test_torn_down, setup),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
