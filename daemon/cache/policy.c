@@ -9,15 +9,16 @@
  * from what it keeps and from what it evicted, and orders by recency until it has. What tells classes apart:
  *
  *	hits		most blocks are never used again; each use makes the next likelier
- *	turn, run	a chain that was continued twice is a conversation; the far end of a long
- *			prompt that came at once is a document
+ *	turn, run	a chain that was continued twice is a conversation; what came at once in a
+ *			long prompt is a document
  *	superseded	a prompt took another way at a fork above it: edited, retried, or the next turn of a
  *			conversation whose last block was not yet full. In a conversation what was left
  *			behind is dead; under a shared system prompt it is not. So the forks are told
  *			apart by their width, and the rest is learned.
  *	last		nothing ever followed: mostly a prompt's unfinished last block
+ *	kin		what else comes under the same fork, see policy_traits.c: applications differ
  *
- * The first three are the prefix tree's gift: a cache of unrelated keys has hits and age only, as in LHD (NSDI 2018),
+ * All but the first are the prefix tree's gift: a cache of unrelated keys has hits and age only, as in LHD (NSDI 2018),
  * or two queues and ghosts, as in S3-FIFO (SOSP 2023). `superseded` holds for whole subtrees, and is pushed down when
  * it comes to be. A marked block's descendants are marked, and only a use takes a mark away, so each is set
  * at most once a use, and the walk is paid for by the uses.
@@ -45,6 +46,7 @@
 
 #include "daemon/cache/policy_ghost.h"
 #include "daemon/cache/policy_learn.h"
+#include "daemon/cache/policy_traits.h"
 
 #define SAMPLE       64
 #define SHELF        16    /* runners-up that are looked at again */
@@ -78,6 +80,7 @@ struct policy {
 	struct policy_node *shelf[SHELF];
 	struct learn *learn;
 	struct ghosts ghosts;
+	struct policy_kin kin; /* children of all forks */
 };
 
 /* ---- who may go ------------------------------------------------------------------------------- */
@@ -147,23 +150,10 @@ static void wait_in(struct policy *p, struct policy_node *n, uint8_t list)
 
 /* ---- traits ----------------------------------------------------------------------------------- */
 
-static uint16_t class_of(const struct policy_node *n)
-{
-	const uint32_t trait[N_TRAITS] = {
-		[TRAIT_HITS] = n->own.hits,
-		[TRAIT_TURN] = n->own.turn,
-		[TRAIT_RUN] = n->own.run,
-		[TRAIT_SUPERSEDED] = n->own.superseded,
-		[TRAIT_LAST] = n->own.last,
-	};
-
-	return learn_class(trait);
-}
-
 /* A trait changed and it was not a use. */
 static void reclass(struct policy *p, struct policy_node *n)
 {
-	uint16_t class = class_of(n);
+	uint16_t class = traits_class(n);
 
 	if (class == n->own.class)
 		return;
@@ -208,6 +198,15 @@ static void take_way(struct policy *p, struct policy_node *n)
 	parent->own.recent = n;
 }
 
+/* What came at once has an end now, and its blocks, which had only counted on from one to the next, a length. Told once. */
+static void tell_length(struct policy *p, struct policy_node *end)
+{
+	for (struct policy_node *n = end; n && n->own.run && !n->own.length; n = n->parent) {
+		n->own.length = end->own.run;
+		reclass(p, n);
+	}
+}
+
 /* Those whose patience is over: nothing followed them. */
 static void grow_up(struct policy *p, bool all)
 {
@@ -216,6 +215,8 @@ static void grow_up(struct policy *p, bool all)
 	while ((n = p->list[LIST_YOUNG].first) && (all || n->own.wakes <= p->clock)) {
 		list_take(p, n);
 		n->own.last = !n->own.width;
+		if (n->own.last && !n->own.hits)
+			tell_length(p, n);
 		reclass(p, n);
 		settle(p, n);
 	}
@@ -352,7 +353,12 @@ int policy_insert(struct policy *p, struct policy_node *n)
 		n->own.turn = parent->own.turn + (parent->own.hits > 0);
 		n->own.run = parent->own.hits ? 0 : parent->own.run + 1;
 	}
-	n->own.class = class_of(n);
+	n->own.kin = traits_kin(&p->kin, parent);
+	if (!n->own.hits)
+		traits_born(&p->kin, n->parent);
+	else if (n->own.hits == 1)
+		traits_used(&p->kin, n->parent);
+	n->own.class = traits_class(n);
 	learn_enter(p->learn, n->own.class, p->clock);
 	if (n->parent)
 		continued(p, n->parent);
@@ -366,10 +372,11 @@ void policy_touch(struct policy *p, struct policy_node *n)
 {
 	advance(p);
 	learn_reuse(p->learn, n->own.class, n->own.last_use, p->clock);
-	n->own.hits++;
+	if (!n->own.hits++)
+		traits_used(&p->kin, n->parent);
 	n->own.superseded = SUPERSEDED_NO;
 	n->own.last_use = p->clock;
-	n->own.class = class_of(n);
+	n->own.class = traits_class(n);
 	learn_enter(p->learn, n->own.class, p->clock);
 	take_way(p, n);
 	if (!n->children && n->own.list != LIST_DEFERRED)

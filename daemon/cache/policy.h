@@ -18,6 +18,10 @@
 
 struct policy;
 
+struct policy_kin {
+	uint32_t born, used;
+};
+
 /* Embedded in what it orders; the fields above the line are the caller's to set before policy_insert. */
 struct policy_node {
 	struct policy_node *parent; /* NULL at a root; must be in the policy */
@@ -36,9 +40,10 @@ struct policy_node {
 		struct policy_node *before, *behind;           /* in the list it waits in */
 		uint64_t last_use, wakes;
 		uint64_t at; /* 1 + position among those that may go, 0 = not there */
-		uint32_t hits, turn, run, width;
+		uint32_t hits, turn, run, length, width;
+		struct policy_kin children; /* how many there ever were, and were used again */
 		uint16_t class;
-		uint8_t superseded, list;
+		uint8_t superseded, list, kin;
 		bool last;
 	} own;
 };

@@ -17,9 +17,10 @@
 enum trait {
 	TRAIT_HITS,       /* times it was used again */
 	TRAIT_TURN,       /* how often its chain had been continued after a hit when it came */
-	TRAIT_RUN,        /* blocks between the last such hit and this one */
+	TRAIT_RUN,        /* blocks between the last such hit and this one; later, and the chain's end */
 	TRAIT_SUPERSEDED, /* enum superseded */
 	TRAIT_LAST,       /* nothing ever came after it in its chain: 0 or 1 */
+	TRAIT_KIN,        /* enum kin */
 	N_TRAITS
 };
 enum superseded {
@@ -27,6 +28,12 @@ enum superseded {
 	SUPERSEDED_WIDE, /* a younger sibling of it, or of an ancestor, was used since; many siblings */
 	SUPERSEDED_NARROW, /* the same with few siblings: a conversation that went another way */
 	N_SUPERSEDED
+};
+enum kin {
+	KIN_USUAL,
+	KIN_SELDOM, /* what comes under the same fork is seldom used again, beside what is usual */
+	KIN_OFTEN,
+	N_KIN
 };
 
 struct learn;

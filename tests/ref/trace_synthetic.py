@@ -170,7 +170,134 @@ def phases(w, r):
             heapq.heappush(due, (time + int(r.lognormvariate(5, .5)), r.random(), t + fresh(r.randint(1, 3))))
 
 
-KINDS = {f.__name__: f for f in (agents, rag, batch, chat, scan, shift, recency, once, phases)}
+def tools(w, r):
+    """Agents' tool calls: 60 prompts of instructions by popularity, some huge; short tails, few of them continued."""
+    prompts = [fresh(min(120, 2 + int(r.lognormvariate(2.2, 1)))) for _ in range(60)]
+    steps = []
+    while True:
+        if steps and r.random() < .35:
+            t = steps.pop(r.randrange(len(steps)))
+        else:
+            t = prompts[zipf(r, 60, 1.1)]
+        t = t + fresh(r.randint(1, 4))
+        if not w.put(t):
+            return
+        if r.random() < .4:
+            steps = steps[-40:] + [t]
+
+
+def talks(w, r):
+    """Conversations that begin all the time and are answered after a while; first prompts of very different lengths."""
+    system, due, time = fresh(1), [], 0
+    while True:
+        time += r.expovariate(1)
+        if due and due[0][0] < time:
+            time, _, t = heapq.heappop(due)
+        else:
+            t = fresh(1 + min(200, int(r.lognormvariate(2, 1.2))))
+        if not w.put(system + t + fresh(1)):
+            return
+        if r.random() < .55:
+            heapq.heappush(due, (time + r.lognormvariate(4.5, 1.3), r.random(), t + fresh(r.randint(1, 3))))
+
+
+def retry(w, r):
+    """Prompts sent again at once, word by word or from some point on, and few of them ever later."""
+    system = [fresh(r.randint(1, 3)) for _ in range(8)]
+    late = []
+    while True:
+        t = late.pop(r.randrange(len(late))) if late and r.random() < .15 else r.choice(system) + fresh(r.randint(2, 30))
+        while True:
+            if not w.put(t):
+                return
+            x = r.random()
+            if x < .15:
+                continue
+            if x > .3:
+                break
+            t = t[:r.randint(1, len(t))] + fresh(r.randint(1, 4))
+        late = late[-300:] + [t]
+
+
+def tenants(w, r):
+    """80 tenants, each with instructions of its own and conversations; they come and go in bursts."""
+    own = [fresh(r.randint(1, 12)) for _ in range(80)]
+    talk = {}
+    busy = [[zipf(r, 80, .8), int(r.expovariate(1 / 60))] for _ in range(6)]
+    while True:
+        b = r.choice(busy)
+        t = talk.setdefault(b[0], [])
+        i = r.randrange(len(t)) if t and r.random() < .5 else len(t)
+        if i == len(t):
+            t.append(own[b[0]] + fresh(r.randint(1, 25)))
+        if not w.put(t[i] + fresh(1)):
+            return
+        t[i] = t[i] + fresh(r.randint(1, 3))
+        talk[b[0]] = t[-12:]
+        b[1] -= 1
+        if b[1] <= 0:
+            b[:] = [zipf(r, 80, .8), int(r.expovariate(1 / 60))]
+
+
+def papers(w, r):
+    """Long documents, each asked about some times within a while; a stream of short chats beside them."""
+    open_, system = [], fresh(1)
+    while True:
+        if r.random() < .6:
+            if not w.put(system + fresh(r.randint(1, 8))):
+                return
+            continue
+        if not open_ or r.random() < .25:
+            open_.append([fresh(r.randint(20, 200)), 1 + int(r.expovariate(1 / 3))])
+        d = r.choice(open_)
+        if not w.put(d[0] + fresh(1)):
+            return
+        d[1] -= 1
+        if d[1] <= 0:
+            open_.remove(d)
+
+
+def samples(w, r):
+    """Several answers to each prompt at once, from a set of tasks that is gone through again and again, in any order."""
+    tasks = [fresh(r.randint(2, 16)) for _ in range(700)]
+    shots = fresh(12)
+    while True:
+        r.shuffle(tasks)
+        for t in tasks:
+            for _ in range(r.randint(1, 4)):
+                if not w.put(shots + t + fresh(1)):
+                    return
+
+
+class Share:
+    """A writer's share: what comes through it is mixed with what comes through others."""
+
+    def __init__(self):
+        self.paths = []
+
+    def put(self, path):
+        self.paths.append(path)
+        return len(self.paths) < self.want
+
+
+def mixed(w, r):
+    """Tool calls, conversations, documents and one-shot prompts on one machine, each kind now more and now less."""
+    shares = []
+    for kind in (tools, talks, papers, once, retry):
+        share = Share()
+        share.want = w.left
+        kind(share, r)
+        shares.append(iter([[kind.__name__] + p for p in share.paths]))
+    weights = [1] * len(shares)
+    while True:
+        if r.random() < .005:
+            weights = [r.random() ** 2 for _ in shares]
+        if not w.put(next(r.choices(shares, weights)[0])):
+            return
+
+
+KINDS = {f.__name__: f for f in (agents, rag, batch, chat, scan, shift, recency, once, phases,
+                                    tools, talks, retry, tenants, papers, samples, mixed)}
 
 
 def main():
