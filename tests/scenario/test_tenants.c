@@ -115,8 +115,9 @@ static void test_config_joins_users(void **state)
 static void test_no_name_of_another(void **state)
 {
 	struct daemon_process d = {0};
-	struct task a = {.d = &d, .tenant = "uid-61001", .seed = 5, .expect = BLOCKS};
-	struct task b = {.d = &d, .tenant = "uid-61002", .seed = 5, .expect = 0};
+	struct chain_task a = {
+		.d = &d, .tenant = "uid-61001", .seed = 5, .n = BLOCKS, .expect = BLOCKS};
+	struct chain_task b = {.d = &d, .tenant = "uid-61002", .seed = 5, .n = BLOCKS, .expect = 0};
 
 	(void)state;
 	if (!can_change_user())
@@ -133,7 +134,7 @@ static void test_no_name_of_another(void **state)
 		"[tenant uid-61001]\nuids = 61001\n[tenant uid-61002]\nsessions = 3\n",
 		NULL);
 	assert_true(daemon_wait_ready(&d));
-	assert_int_equal(child_run(UID_A, put, &a), 0);
+	assert_int_equal(child_run(UID_A, chain_put_child, &a), 0);
 	assert_int_equal(child_run(UID_B, look, &b), 0);
 	assert_int_equal(daemon_stop(&d), 0);
 	daemon_cleanup(&d);
@@ -148,13 +149,13 @@ static int put_with_groups(void *arg)
 		groups[i] = 70000 + (gid_t)i;
 	if (setgroups(500, groups) || setgid(UID_B) || setuid(UID_B))
 		return 126;
-	return put(arg);
+	return chain_put_child(arg);
 }
 
 static void test_many_groups(void **state)
 {
 	struct daemon_process d;
-	struct task a = {.d = &d, .tenant = "team", .seed = 5};
+	struct chain_task a = {.d = &d, .tenant = "team", .seed = 5, .n = BLOCKS};
 
 	(void)state;
 	if (!can_change_user())
@@ -242,7 +243,7 @@ struct holder {
 
 static int hold_session(void *arg)
 {
-	const struct task *t = arg;
+	const struct chain_task *t = arg;
 	struct kvg_client *c = client_open(t->d);
 	char byte;
 
@@ -256,7 +257,7 @@ static int hold_session(void *arg)
 static void hold(const struct daemon_process *d, uid_t uid, struct holder *ret)
 {
 	int ready[2], go[2];
-	struct task t = {.d = d};
+	struct chain_task t = {.d = d};
 	char byte;
 
 	assert_int_equal(pipe(ready), 0);
@@ -299,7 +300,7 @@ static void test_max_tenants(void **state)
 	struct kvg_client *c;
 	struct kvg_purge_options o = KVG_OPTIONS_INIT(kvg_purge_options);
 	struct kvg_purge_result r;
-	struct task left = {.d = &d, .tenant = "uid-61003", .seed = 5};
+	struct chain_task left = {.d = &d, .tenant = "uid-61003", .seed = 5, .n = BLOCKS};
 
 	(void)state;
 	if (!can_change_user())
@@ -314,7 +315,7 @@ static void test_max_tenants(void **state)
 	assert_int_equal(child_run(61003, try_open, &d), 1);
 	let_go(&b); /* it has no blocks: its place is free */
 	opens_soon(&d, 61003);
-	assert_int_equal(child_run(61003, put, &left), 0);
+	assert_int_equal(child_run(61003, chain_put_child, &left), 0);
 	assert_true(daemon_logged(&d, "tenant forgotten tenant=uid-61002"));
 	assert_int_equal(child_run(UID_B, try_open, &d), 1); /* blocks keep theirs */
 	c = client_open(&d);
@@ -325,11 +326,12 @@ static void test_max_tenants(void **state)
 	opens_soon(&d, UID_B);
 	let_go(&a);
 	/* and a tenant that comes again begins anew, with all of its rights */
-	left = (struct task){.d = &d, .tenant = "uid-61001", .seed = 9, .expect = BLOCKS};
+	left = (struct chain_task){
+		.d = &d, .tenant = "uid-61001", .seed = 9, .n = BLOCKS, .expect = BLOCKS};
 	opens_soon(&d, 61004);
 	opens_soon(&d, 61005);
 	opens_soon(&d, UID_A);
-	assert_int_equal(child_run(UID_A, put, &left), 0);
+	assert_int_equal(child_run(UID_A, chain_put_child, &left), 0);
 	assert_int_equal(child_run(UID_A, look, &left), 0);
 	assert_int_equal(daemon_stop(&d), 0);
 	daemon_cleanup(&d);
