@@ -42,7 +42,7 @@ static void make_room(struct run *run)
 {
 	while (run->used > run->budget) {
 		uint32_t keep;
-		struct policy_node *n = policy_victim(run->policy, &keep);
+		struct policy_node *n = policy_victim(run->policy, false, &keep);
 
 		assert(n); /* nothing is pinned here */
 		for (uint32_t p = keep; p < n->held; p++)

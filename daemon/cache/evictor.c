@@ -184,7 +184,7 @@ static struct block *choose(struct cache_tenant *t, bool slots, unsigned *looks,
 {
 	while (*looks) {
 		uint32_t keep;
-		struct policy_node *n = policy_victim(t->policy, &keep);
+		struct policy_node *n = policy_victim(t->policy, slots, &keep);
 		struct block *b;
 		uint32_t from;
 
@@ -204,8 +204,6 @@ static struct block *choose(struct cache_tenant *t, bool slots, unsigned *looks,
 			t->passed_over++;
 			continue;
 		}
-		if (slots && !n->children)
-			keep = 0; /* planes would not free a slot */
 		*ret_after = keep ? block_best(b, keep) : 0;
 		return b;
 	}

@@ -23,6 +23,10 @@
  * it comes to be. A marked block's descendants are marked, and only a use takes a mark away, so each is set
  * at most once a use, and the walk is paid for by the uses.
  *
+ * Two kinds of thing may go: the last plane of a block, as far as its floor allows, and a leaf with all that is left of
+ * it. Planes go first. Whoever set a floor of .3 said that the other 70 % are worth less than a miss: a block that is
+ * gone has to be computed again, one at its floor answers nearly as well as a whole one.
+ *
  * Order. Value changes with age, and not always downwards: a young block's may rise, so no queue or heap stays sorted.
  * Like LHD, the victim is the least of a sample of those that may go (64 at random, and the runners-up of earlier
  * samples, which brings the choice close to the true least). The choice is deterministic, and exact while
@@ -34,8 +38,8 @@
  *	                             [deferred]
  *
  * A leaf that was just used is likely to be continued at once by the same request, and to evict it would break the chain
- * under its writer's hands. So it is left alone for a while: some times as long as chains were seen to take from one
- * block to the next. When nothing else is left, the young go as well. Deferred blocks (pinned ones) sit
+ * under its writer's hands. So it is left alone for a while, but for its planes: some times as long as chains were seen
+ * to take from one block to the next. When nothing else is left, the young go as well. Deferred blocks (pinned ones) sit
  * out until then, too, and policy_victim() says NULL once before it offers them again.
  */
 #include "daemon/cache/policy.h"
@@ -68,16 +72,27 @@ struct list {
 	struct policy_node *first, *last;
 };
 
+/* What may go: own.at[] says where in each. */
+enum step {
+	STEP_PLANE, /* its last plane */
+	STEP_BLOCK, /* all that is left */
+	N_STEPS
+};
+
+struct steps {
+	struct policy_node **node;
+	size_t n;
+	unsigned n_shelf;
+	struct policy_node *shelf[SHELF];
+};
+
 struct policy {
 	uint64_t clock; /* uses so far */
 	uint64_t random;
 	double pause;
 	size_t nodes, room;
-	size_t n_may_go;
-	struct policy_node **may_go;
+	struct steps may[N_STEPS];
 	struct list list[N_LISTS];
-	unsigned n_shelf;
-	struct policy_node *shelf[SHELF];
 	struct learn *learn;
 	struct ghosts ghosts;
 	struct policy_kin kin; /* children of all forks */
@@ -85,9 +100,11 @@ struct policy {
 
 /* ---- who may go ------------------------------------------------------------------------------- */
 
-static bool has_step(const struct policy_node *n)
+static bool may_go(const struct policy_node *n, enum step step)
 {
-	return n->held && (n->held > n->droppable_from || !n->children);
+	if (step == STEP_PLANE)
+		return n->held > n->droppable_from && n->own.list != LIST_DEFERRED;
+	return n->held && !n->children && n->own.list == LIST_NONE;
 }
 
 static void list_take(struct policy *p, struct policy_node *n)
@@ -101,36 +118,39 @@ static void list_take(struct policy *p, struct policy_node *n)
 	n->own.list = LIST_NONE;
 }
 
-static void shelf_take(struct policy *p, const struct policy_node *n)
+static void shelf_take(struct steps *s, const struct policy_node *n)
 {
-	for (unsigned i = 0; i < p->n_shelf; i++)
-		if (p->shelf[i] == n) {
-			p->shelf[i] = p->shelf[--p->n_shelf];
+	for (unsigned i = 0; i < s->n_shelf; i++)
+		if (s->shelf[i] == n) {
+			s->shelf[i] = s->shelf[--s->n_shelf];
 			return;
 		}
 }
 
-static void bench(struct policy *p, struct policy_node *n)
+static void bench(struct steps *s, struct policy_node *n, enum step step)
 {
-	struct policy_node *last = p->may_go[p->n_may_go - 1];
+	struct policy_node *last = s->node[s->n - 1];
 
-	p->may_go[n->own.at - 1] = last;
-	last->own.at = n->own.at;
-	n->own.at = 0;
-	p->n_may_go--;
-	shelf_take(p, n);
+	s->node[n->own.at[step] - 1] = last;
+	last->own.at[step] = n->own.at[step];
+	n->own.at[step] = 0;
+	s->n--;
+	shelf_take(s, n);
 }
 
 /* Puts n where it belongs after any change. */
 static void settle(struct policy *p, struct policy_node *n)
 {
-	bool may_go = has_step(n) && n->own.list == LIST_NONE;
+	for (enum step step = 0; step < N_STEPS; step++) {
+		struct steps *s = &p->may[step];
+		const bool belongs = may_go(n, step);
 
-	if (may_go && !n->own.at) {
-		p->may_go[p->n_may_go++] = n;
-		n->own.at = p->n_may_go;
-	} else if (!may_go && n->own.at) {
-		bench(p, n);
+		if (belongs && !n->own.at[step]) {
+			s->node[s->n++] = n;
+			n->own.at[step] = s->n;
+		} else if (!belongs && n->own.at[step]) {
+			bench(s, n, step);
+		}
 	}
 }
 
@@ -309,7 +329,8 @@ struct policy *policy_free(struct policy *p)
 	if (p) {
 		ghosts_fini(&p->ghosts);
 		learn_free(p->learn);
-		free(p->may_go);
+		for (enum step step = 0; step < N_STEPS; step++)
+			free(p->may[step].node);
 		free(p);
 	}
 	return NULL;
@@ -318,14 +339,17 @@ struct policy *policy_free(struct policy *p)
 static int make_room(struct policy *p)
 {
 	size_t room = p->room ? 2 * p->room : 64;
-	struct policy_node **may_go;
 
 	if (p->nodes < p->room)
 		return 0;
-	may_go = reallocarray(p->may_go, room, sizeof(*may_go));
-	if (!may_go)
-		return -ENOMEM;
-	p->may_go = may_go;
+	for (enum step step = 0; step < N_STEPS; step++) {
+		struct steps *s = &p->may[step];
+		struct policy_node **node = reallocarray(s->node, room, sizeof(*node));
+
+		if (!node)
+			return -ENOMEM;
+		s->node = node;
+	}
 	p->room = room;
 	return 0;
 }
@@ -457,10 +481,9 @@ static double worth(const struct policy *p, const struct policy_node *n)
 	return learn_worth(p->learn, n->own.class, p->clock - n->own.last_use);
 }
 
-/* Of the next thing that may go: the last plane, or all that is left. */
-static double value(const struct policy *p, const struct policy_node *n)
+static double value(const struct policy *p, const struct policy_node *n, enum step step)
 {
-	uint32_t from = n->held > n->droppable_from ? n->held - 1 : 0;
+	uint32_t from = step == STEP_PLANE ? n->held - 1 : 0;
 	double mass = 0, bytes = 0;
 
 	for (uint32_t i = from; i < n->held; i++) {
@@ -483,10 +506,10 @@ static bool less(const struct offer *a, const struct offer *b)
 }
 
 /* best[] is sorted, the least first; keeps SHELF + 1 of them, each once. */
-static unsigned consider(
-	const struct policy *p, struct offer *best, unsigned n_best, struct policy_node *n)
+static unsigned consider(const struct policy *p, enum step step, struct offer *best,
+	unsigned n_best, struct policy_node *n)
 {
-	struct offer new = {n, value(p, n)};
+	struct offer new = {n, value(p, n, step)};
 	unsigned i;
 
 	for (i = 0; i < n_best; i++)
@@ -510,31 +533,44 @@ static uint64_t next_random(struct policy *p)
 	return p->random;
 }
 
-struct policy_node *policy_victim(struct policy *p, uint32_t *ret_keep)
+static struct policy_node *least(struct policy *p, enum step step)
 {
+	struct steps *s = &p->may[step];
 	struct offer best[SHELF + 1];
 	unsigned n_best = 0;
 
-	if (!p->n_may_go)
-		grow_up(p, true);
-	if (!p->n_may_go) {
-		wake_deferred(p, true);
-		return NULL;
-	}
-	for (unsigned i = 0; i < p->n_shelf; i++)
-		n_best = consider(p, best, n_best, p->shelf[i]);
-	if (p->n_may_go <= SAMPLE)
-		for (size_t i = 0; i < p->n_may_go; i++)
-			n_best = consider(p, best, n_best, p->may_go[i]);
+	for (unsigned i = 0; i < s->n_shelf; i++)
+		n_best = consider(p, step, best, n_best, s->shelf[i]);
+	if (s->n <= SAMPLE)
+		for (size_t i = 0; i < s->n; i++)
+			n_best = consider(p, step, best, n_best, s->node[i]);
 	else
 		for (unsigned i = 0; i < SAMPLE; i++)
 			n_best = consider(
-				p, best, n_best, p->may_go[(next_random(p) >> 32) % p->n_may_go]);
-	p->n_shelf = 0;
+				p, step, best, n_best, s->node[(next_random(p) >> 32) % s->n]);
+	s->n_shelf = 0;
 	for (unsigned i = 0; i < n_best && i < SHELF; i++)
-		p->shelf[p->n_shelf++] = best[i].node;
-	*ret_keep = best[0].node->held > best[0].node->droppable_from ? best[0].node->held - 1 : 0;
+		s->shelf[s->n_shelf++] = best[i].node;
 	return best[0].node;
+}
+
+struct policy_node *policy_victim(struct policy *p, bool whole, uint32_t *ret_keep)
+{
+	struct policy_node *n;
+
+	if (!whole && p->may[STEP_PLANE].n) {
+		n = least(p, STEP_PLANE);
+		*ret_keep = n->held - 1;
+		return n;
+	}
+	if (!p->may[STEP_BLOCK].n)
+		grow_up(p, true);
+	if (!p->may[STEP_BLOCK].n) {
+		wake_deferred(p, true);
+		return NULL;
+	}
+	*ret_keep = 0;
+	return least(p, STEP_BLOCK);
 }
 
 double policy_value(const struct policy *p, const struct policy_node *n, uint32_t plane)

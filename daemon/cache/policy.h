@@ -5,7 +5,8 @@
  *
  * value = chance of reuse (recency, frequency, place in the prefix tree) x attention mass of the plane
  * / its bytes. A block is worth nothing without its ancestors, so whole blocks go leaf before root, and
- * planes of a block go last to first. Knows nothing of memory: the trace replay drives the same code.
+ * planes of a block go last to first. What a floor gives up goes before anything that it keeps: planes of every
+ * block before any whole block. Knows nothing of memory: the trace replay drives the same code.
  */
 #ifndef KVGATE_DAEMON_CACHE_POLICY_H
 #define KVGATE_DAEMON_CACHE_POLICY_H
@@ -39,7 +40,8 @@ struct policy_node {
 		struct policy_node *recent;                    /* the child used last */
 		struct policy_node *before, *behind;           /* in the list it waits in */
 		uint64_t last_use, wakes;
-		uint64_t at; /* 1 + position among those that may go, 0 = not there */
+		uint64_t at
+			[2]; /* 1 + position among those that may lose a plane, or go; 0 = not there */
 		uint32_t hits, turn, run, length, width;
 		struct policy_kin children; /* how many there ever were, and were used again */
 		uint16_t class;
@@ -68,9 +70,10 @@ void policy_set_droppable(struct policy *p, struct policy_node *n, uint32_t drop
 
 /*
  * The least valuable thing that may go: *ret_keep = planes that stay (0 = the whole block; then it has no
- * children). Returns NULL when nothing may go. Does not change the order; the caller shrinks, removes or defers.
+ * children). whole: a block, even where a plane might go. Returns NULL when nothing may go. Does not change the order; the
+ * caller shrinks, removes or defers.
  */
-struct policy_node *policy_victim(struct policy *p, uint32_t *ret_keep);
+struct policy_node *policy_victim(struct policy *p, bool whole, uint32_t *ret_keep);
 /* The victim was pinned: treat it as just used, without counting a hit. */
 void policy_defer(struct policy *p, struct policy_node *n);
 

@@ -61,7 +61,7 @@ static void take(struct policy_node *v, uint32_t keep)
 static void evict(void)
 {
 	uint32_t keep;
-	struct policy_node *v = policy_victim(policy, &keep);
+	struct policy_node *v = policy_victim(policy, false, &keep);
 
 	take(v, keep);
 }
@@ -77,8 +77,8 @@ static void check_offer(const struct policy_node *v, uint32_t keep)
 	}
 }
 
-/* A forest grown at random goes plane by plane and leaf by leaf, until nothing is left. */
-static void test_order_of_planes_and_leaves(void **unused)
+/* A forest grown at random goes plane by plane, and only when no plane may go, leaf by leaf, until nothing is left. */
+static void test_planes_then_leaves(void **unused)
 {
 	enum {
 		N = 3000
@@ -89,22 +89,45 @@ static void test_order_of_planes_and_leaves(void **unused)
 	uint32_t keep;
 
 	(void)unused;
-	for (unsigned i = 0; i < N; i++)
+	for (unsigned i = 0; i < N; i++) {
 		insert(&node[i], i < 5 ? NULL : &node[random_below(i)], i,
 			1 + (uint32_t)random_below(PLANES));
-	while ((v = policy_victim(policy, &keep))) {
+		planes += PLANES - node[i].droppable_from;
+	}
+	while ((v = policy_victim(policy, false, &keep))) {
 		check_offer(v, keep);
-		planes += keep > 0;
+		assert_int_equal(keep > 0, planes > 0);
+		planes -= keep > 0;
 		blocks += keep == 0;
 		take(v, keep);
 	}
-	for (unsigned i = 0; i < N; i++) {
-		planes -= PLANES - node[i].droppable_from;
+	for (unsigned i = 0; i < N; i++)
 		assert_int_equal(node[i].held, 0);
-	}
 	assert_int_equal(planes, 0);
 	assert_int_equal(blocks, N);
-	assert_null(policy_victim(policy, &keep));
+	assert_null(policy_victim(policy, false, &keep));
+}
+
+/* Who needs a place in the index gains nothing by a plane. */
+static void test_a_whole_block(void **unused)
+{
+	enum {
+		N = 300
+	};
+	static struct policy_node node[N];
+	struct policy_node *v;
+	unsigned blocks = 0;
+	uint32_t keep;
+
+	(void)unused;
+	for (unsigned i = 0; i < N; i++)
+		insert(&node[i], i < 5 ? NULL : &node[random_below(i)], i, 1);
+	while ((v = policy_victim(policy, true, &keep))) {
+		assert_true(keep == 0 && !v->children && v->held == PLANES);
+		take(v, keep);
+		blocks++;
+	}
+	assert_int_equal(blocks, N);
 }
 
 static void test_lossless_never_shrinks(void **unused)
@@ -117,7 +140,7 @@ static void test_lossless_never_shrinks(void **unused)
 	for (unsigned i = 0; i < 20; i++)
 		insert(&node[i], i ? &node[i - 1] : NULL, i, PLANES);
 	for (unsigned i = 20; i-- > 0;) { /* one chain: from its end, whatever anything is worth */
-		v = policy_victim(policy, &keep);
+		v = policy_victim(policy, false, &keep);
 		assert_ptr_equal(v, &node[i]);
 		assert_int_equal(keep, 0);
 		take(v, keep);
@@ -133,7 +156,7 @@ static void test_floor_may_move(void **unused)
 	insert(&node[0], NULL, 0, 2);
 	insert(&node[1], &node[0], 1, PLANES);
 	for (unsigned i = 0; i < 3; i++) {
-		struct policy_node *v = policy_victim(policy, &keep);
+		struct policy_node *v = policy_victim(policy, false, &keep);
 
 		if (v != &node[0])
 			break;
@@ -141,10 +164,10 @@ static void test_floor_may_move(void **unused)
 	}
 	policy_set_droppable(policy, &node[0], PLANES);
 	policy_set_droppable(policy, &node[1], 4);
-	assert_ptr_equal(policy_victim(policy, &keep), &node[1]);
+	assert_ptr_equal(policy_victim(policy, false, &keep), &node[1]);
 	assert_int_equal(keep, 4);
 	policy_set_droppable(policy, &node[1], 5);
-	assert_ptr_equal(policy_victim(policy, &keep), &node[1]);
+	assert_ptr_equal(policy_victim(policy, false, &keep), &node[1]);
 	assert_int_equal(keep, 0);
 }
 
@@ -164,11 +187,11 @@ static void test_without_experience_it_is_lru(void **unused)
 	for (unsigned i = 0; i < SAMPLE; i++) {
 		if (i == 9 || i == 3 || i == 40 || i == 0)
 			continue;
-		assert_ptr_equal(policy_victim(policy, &keep), &node[i]);
+		assert_ptr_equal(policy_victim(policy, false, &keep), &node[i]);
 		take(&node[i], keep);
 	}
 	for (; at < 4; at++) {
-		assert_ptr_equal(policy_victim(policy, &keep), &node[used[at]]);
+		assert_ptr_equal(policy_victim(policy, false, &keep), &node[used[at]]);
 		take(&node[used[at]], keep);
 	}
 }
@@ -189,28 +212,32 @@ static double offer_value(const struct policy_node *n)
 	return worth * mass / bytes;
 }
 
-static bool may_go(const struct policy_node *n)
+static bool may_go(const struct policy_node *n, bool plane)
 {
-	return n->held && !n->own.list && (n->held > n->droppable_from || !n->children);
+	if (plane)
+		return n->held > n->droppable_from && n->own.list != 2; /* deferred */
+	return n->held && !n->own.list && !n->children;
 }
 
 /* How many have less value than what is offered. */
 static unsigned rank(const struct policy_node *node, unsigned n, unsigned *ret_candidates)
 {
 	uint32_t keep;
-	struct policy_node *v = policy_victim(policy, &keep);
+	struct policy_node *v = policy_victim(policy, false, &keep);
 	double value = offer_value(v);
 	unsigned lower = 0;
 
 	check_offer(v, keep);
+	for (unsigned i = 0; i < n && !keep; i++)
+		assert_false(may_go(&node[i], true));
 	*ret_candidates = 0;
 	for (unsigned i = 0; i < n; i++) {
-		if (!may_go(&node[i]))
+		if (!may_go(&node[i], keep > 0))
 			continue;
 		++*ret_candidates;
 		lower += offer_value(&node[i]) < value * (1 - 1e-9);
 	}
-	assert_ptr_equal(policy_victim(policy, &keep) ? v : NULL, v);
+	assert_ptr_equal(policy_victim(policy, false, &keep) ? v : NULL, v);
 	return lower;
 }
 
@@ -234,7 +261,7 @@ static void press(struct policy_node *node, unsigned n, unsigned held)
 		there += node[i].held > 0;
 	while (there > held) {
 		uint32_t keep;
-		struct policy_node *v = policy_victim(policy, &keep);
+		struct policy_node *v = policy_victim(policy, false, &keep);
 
 		check_offer(v, keep);
 		there -= keep == 0;
@@ -302,14 +329,14 @@ static void test_deferred_sit_out(void **unused)
 	(void)unused;
 	for (unsigned i = 0; i < 30; i++)
 		insert(&node[i], NULL, i, PLANES);
-	while ((v = policy_victim(policy, &keep))) {
+	while ((v = policy_victim(policy, false, &keep))) {
 		assert_false(seen[v - node]);
 		seen[v - node] = true;
 		n++;
 		policy_defer(policy, v);
 	}
 	assert_int_equal(n, 30); /* each once, then NULL, then again */
-	assert_non_null(policy_victim(policy, &keep));
+	assert_non_null(policy_victim(policy, false, &keep));
 }
 
 static void test_restored_is_as_before(void **unused)
@@ -329,7 +356,7 @@ static void test_restored_is_as_before(void **unused)
 	assert_true(node[0].children == 1 && node[1].children == 1 && !node[2].children);
 	assert_true(node[1].held == PLANES && node[2].held == PLANES);
 	for (unsigned i = 0; i < 3 * (PLANES - 2) + 3;) {
-		struct policy_node *v = policy_victim(policy, &keep);
+		struct policy_node *v = policy_victim(policy, false, &keep);
 
 		if (!v)
 			continue;
@@ -457,7 +484,7 @@ static void test_degenerate(void **unused)
 	uint32_t keep;
 
 	(void)unused;
-	assert_null(policy_victim(policy, &keep));
+	assert_null(policy_victim(policy, false, &keep));
 	policy_free(NULL);
 	for (unsigned i = 0; i < 4; i++) { /* no bytes, no mass, the same key */
 		node[i] = (struct policy_node){.n_planes = 1, .droppable_from = 1, .key_hash = 5};
@@ -466,12 +493,12 @@ static void test_degenerate(void **unused)
 	}
 	for (unsigned i = 0; i < 4; i++)
 		policy_remove(policy, &node[i], i % 2);
-	assert_null(policy_victim(policy, &keep));
+	assert_null(policy_victim(policy, false, &keep));
 	for (unsigned i = 0; i < 4; i++)
 		assert_int_equal(policy_insert(policy, &node[i]), 0);
 	for (unsigned i = 0; i < 4; i++)
 		evict();
-	assert_null(policy_victim(policy, &keep));
+	assert_null(policy_victim(policy, false, &keep));
 }
 
 static void test_any_order_of_operations(void **unused)
@@ -494,12 +521,12 @@ static void test_any_order_of_operations(void **unused)
 				policy_remove(policy, n, random_below(2));
 			break;
 		case 1:
-			v = policy_victim(policy, &keep);
+			v = policy_victim(policy, false, &keep);
 			if (v && random_below(2))
 				policy_defer(policy, v);
 			break;
 		case 2:
-			v = policy_victim(policy, &keep);
+			v = policy_victim(policy, false, &keep);
 			if (!v)
 				break;
 			check_offer(v, keep);
@@ -518,7 +545,7 @@ static void test_any_order_of_operations(void **unused)
 		}
 	}
 	for (unsigned n = 0; n < 2;) { /* NULL once may only mean that the rest was deferred */
-		struct policy_node *v = policy_victim(policy, &keep);
+		struct policy_node *v = policy_victim(policy, false, &keep);
 
 		n = v ? 0 : n + 1;
 		if (v)
@@ -542,7 +569,7 @@ static void test_a_million(void **unused)
 	for (unsigned i = 0; i < n; i += 3)
 		policy_touch(policy, &node[i]);
 	for (; gone < n / 2; gone++) {
-		struct policy_node *v = policy_victim(policy, &keep);
+		struct policy_node *v = policy_victim(policy, false, &keep);
 
 		check_offer(v, keep);
 		take(v, keep);
@@ -561,7 +588,8 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 	const struct CMUnitTest tests[] = {
-		TEST(test_order_of_planes_and_leaves),
+		TEST(test_planes_then_leaves),
+		TEST(test_a_whole_block),
 		TEST(test_lossless_never_shrinks),
 		TEST(test_floor_may_move),
 		TEST(test_without_experience_it_is_lru),
