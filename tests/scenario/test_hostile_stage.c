@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A client changes what it staged while it is packed: noise over everything, and holes where there were bytes. What is
- * published then is nobody's loss but its own, yet it is whole in itself: checksums, runs and order hold.
+ * A client changes what it staged while it is packed: noise over everything, holes where there were bytes, token ids that
+ * are right every other moment. What is published then is nobody's loss but its own, yet it is whole in itself: checksums,
+ * runs and order hold, through all planes, and the token ids are those that the key was made of. And it writes where
+ * nothing is staged.
  */
 #include <assert.h>
+#include <limits.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -28,7 +32,8 @@ static const struct test_model model = {
 struct vandal {
 	uint8_t *at;
 	size_t n;
-	atomic_bool stop;
+	bool flip; /* there and back again */
+	atomic_bool started, stop;
 };
 
 static void *vandalize(void *arg)
@@ -37,7 +42,19 @@ static void *vandalize(void *arg)
 	uintptr_t page = (uintptr_t)v->at & ~(uintptr_t)(PAGE - 1);
 	unsigned seed = 3;
 
+	atomic_store(&v->started, true);
 	while (!atomic_load_explicit(&v->stop, memory_order_relaxed)) {
+		if (v->flip) {
+			volatile uint8_t *byte = v->at + (size_t)rand_r(&seed) % v->n;
+
+			*byte ^= 1;
+			for (int i = 0; i < 5; i++) /* wrong about half of the time */
+				rand_r(&seed);
+			*byte ^= 1;
+			for (int i = 0; i < 4; i++)
+				rand_r(&seed);
+			continue;
+		}
 		*(volatile uint8_t *)(v->at + (size_t)rand_r(&seed) % v->n) =
 			(uint8_t)rand_r(&seed);
 		if (rand_r(&seed) % 200 == 0)
@@ -46,13 +63,17 @@ static void *vandalize(void *arg)
 	return NULL;
 }
 
-/* Which part of the stage: all of it, scores alone, or K and V alone. */
+/* Which part of the stage: all of it, scores alone, K and V alone, or the token ids. */
 static void choose(struct vandal *v, const struct kvg_stage *s, int i)
 {
-	v->at = i % 3 == 1 ? s->aux : s->kv;
-	v->n = i % 3 == 0    ? (size_t)((uint8_t *)(s->tokens + s->n_tokens) - (uint8_t *)s->kv)
-		: i % 3 == 1 ? s->aux_bytes
-			     : s->kv_bytes;
+	const size_t all = (size_t)((uint8_t *)(s->tokens + s->n_tokens) - (uint8_t *)s->kv);
+	uint8_t *const at[] = {s->kv, s->aux, s->kv, (uint8_t *)s->tokens};
+	const size_t n[] = {all, s->aux_bytes, s->kv_bytes, s->n_tokens * sizeof(*s->tokens)};
+
+	v->at = at[i % 4];
+	v->n = n[i % 4];
+	v->flip = i % 4 == 3;
+	atomic_store(&v->started, false);
 	atomic_store(&v->stop, false);
 }
 
@@ -61,14 +82,43 @@ static bool expected(int code)
 	return code == KVG_CODE_OK || code == KVG_CODE_BAD_KEY || code == KVG_CODE_BAD_SCORES;
 }
 
-static void check_whole(struct kvg_client *c, struct kvg_layout *l, const struct kvg_key *key)
+/* As numbers that stand in the order of the scores. */
+static int ordered(uint16_t f16)
 {
+	return f16 & 0x8000 ? 0xffff - f16 : 0x8000 + f16;
+}
+
+/* From plane to plane of each run no score rises. */
+static void check_order(const struct kvg_plane *plane, int n)
+{
+	for (uint32_t run = 0; run < model.layers * model.heads; run++) {
+		int last = INT_MAX;
+
+		for (int p = 0; p < n; p++)
+			for (uint32_t i = plane[p].cu[run]; i < plane[p].cu[run + 1]; i++) {
+				assert(ordered(plane[p].score[i]) <= last);
+				last = ordered(plane[p].score[i]);
+			}
+	}
+}
+
+static void check_whole(
+	struct kvg_client *c, struct kvg_layout *l, const struct kvg_key *key, uint64_t seed)
+{
+	struct kvg_plane plane[KVG_PLANES_MAX];
+	uint32_t tokens[128];
+	int n;
 	struct kvg_inspect_options o = KVG_OPTIONS_INIT(kvg_inspect_options);
 	struct kvg_block_entry e = KVG_OPTIONS_INIT(kvg_block_entry);
 	struct kvg_pin pin;
 
 	assert(kvg_lookup_pin(l, key, 1.f, &pin) == 0);
 	assert(kvg_verify(l, &pin) == 0);
+	n = kvg_planes(l, &pin, plane);
+	assert(n > 0 && plane[0].tokens);
+	check_order(plane, n);
+	content_tokens(seed, model.tokens, tokens);
+	assert(memcmp(plane[0].tokens, tokens, sizeof(tokens)) == 0);
 	o.key = *key;
 	o.verify = 1;
 	assert(kvg_inspect(c, &o, &e, NULL) == 0);
@@ -97,6 +147,8 @@ static int attack(void *arg)
 		item = (struct kvg_commit){&s, key, NULL};
 		choose(&v, &s, i);
 		assert(pthread_create(&thread, NULL, vandalize, &v) == 0);
+		while (!atomic_load(&v.started))
+			sched_yield();
 		assert(kvg_commit(c, &item, 1, &result) == 0);
 		atomic_store(&v.stop, true);
 		pthread_join(thread, NULL);
@@ -105,7 +157,7 @@ static int attack(void *arg)
 			return 1;
 		}
 		if (result.code == KVG_CODE_OK) {
-			check_whole(c, l, &key);
+			check_whole(c, l, &key, (uint64_t)i);
 			published++;
 		}
 	}
@@ -174,10 +226,12 @@ static int write_until_cut_off(void *arg, size_t bytes, unsigned times)
 {
 	struct kvg_client *c = client_open(arg), *watch = client_open(arg);
 	struct kvg_layout *l = model_register(c, &model);
-	double before = client_counter(watch, "kvgate_staging_outside_total");
 	struct kvg_stage s;
 	uint8_t *beside;
+	double before;
 
+	client_wait_counter(watch, "kvgate_sessions", 2); /* none of an earlier child's is left */
+	before = client_counter(watch, "kvgate_staging_outside_total");
 	assert(kvg_stage(l, KVG_INPUT_SCORES, 1, &s) == 1);
 	content_fill(&model, 8, &s); /* as much as it may have is there */
 	beside = (uint8_t *)s.kv + (16u << 20);
