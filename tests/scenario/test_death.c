@@ -108,6 +108,63 @@ static void test_sigkill_gives_everything_back(void **state)
 	daemon_cleanup(&d);
 }
 
+struct heir {
+	const struct daemon_process *d;
+	int tell; /* a pipe: the heir tells what it sees */
+};
+
+/* Holds something, and dies while a child of its own has inherited the socket: there is no end of the file. */
+static int leave_a_heir(void *arg)
+{
+	const struct heir *t = arg;
+	struct kvg_client *c = client_open(t->d);
+	struct kvg_layout *l = model_register(c, &model_small);
+	struct kvg_stage stages[BLOCKS];
+	char byte = 'h';
+
+	if (kvg_stage(l, KVG_INPUT_SCORES, BLOCKS, stages) <= 0)
+		return 1;
+	if (fork())
+		return 0;
+	if (write(t->tell, &byte, 1) != 1)
+		_exit(1);
+	/* the session is over when the socket says so, though its fd is open here */
+	for (int i = 0; i < 10000 && kvg_dispatch(c) == 0; i++)
+		usleep(1000);
+	if (kvg_dispatch(c) == 0)
+		_exit(2);
+	byte = 'e';
+	_exit(write(t->tell, &byte, 1) != 1);
+}
+
+static void test_socket_outlives_its_process(void **state)
+{
+	struct daemon_process d;
+	struct kvg_client *c;
+	int tell[2];
+	struct heir t = {.d = &d};
+	char byte;
+
+	(void)state;
+	daemon_start(&d, "");
+	c = client_open(&d);
+	assert_int_equal(pipe(tell), 0);
+	t.tell = tell[1];
+	assert_int_equal(child_run(0, leave_a_heir, &t), 0);
+	close(tell[1]);
+	client_wait_counter(c, "kvgate_sessions", 1);
+	client_wait_counter(c, "kvgate_staging_bytes", 0);
+	assert_true(client_counter(c, "kvgate_sessions_reclaimed_total") == 1);
+	assert_int_equal(read(tell[0], &byte, 1), 1);
+	assert_int_equal(byte, 'h');
+	assert_int_equal(read(tell[0], &byte, 1), 1); /* it is there, and was told */
+	assert_int_equal(byte, 'e');
+	close(tell[0]);
+	kvg_close(c);
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
 /* The fd counter above counts: an open session shows in it. */
 static void test_fd_counter_counts(void **state)
 {
@@ -131,6 +188,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_sigkill_gives_everything_back),
+		cmocka_unit_test(test_socket_outlives_its_process),
 		cmocka_unit_test(test_fd_counter_counts),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -84,6 +84,42 @@ static void test_events(void **state)
 	daemon_cleanup(&d);
 }
 
+/* What pressure does is heard of as well: planes first, and whole blocks when nothing else is left to take. */
+static void test_pressure(void **state)
+{
+	struct daemon_process d;
+	struct kvg_client *c, *writer;
+	struct kvg_layout *l;
+	struct kvg_key key;
+	struct heard h = {0};
+
+	(void)state;
+	daemon_start(&d,
+		"[memory]\nhost_bytes = 4MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n"
+		"floor = 0.3\n");
+	c = client_open(&d);
+	assert_int_equal(kvg_subscribe(c, 1 << 2 | 1 << 3, hear, &h), 0);
+	writer = client_open(&d);
+	l = model_register(writer, &model_small);
+	for (uint64_t i = 0; i < 1500; i++) {
+		assert_int_equal(chain_put(writer, l, &model_small, i, 1, &key), KVG_CODE_OK);
+		assert_int_equal(kvg_dispatch(c), 0);
+		if (h.count[3] == 0 && h.count[2] > 0)
+			assert_in_range(
+				h.held, 1, 7); /* the best plane is still there, the last is not */
+	}
+	assert_true(h.count[2] > 0 && h.count[3] > 0);
+	wait_for(c, &h, 3, (unsigned)client_counter(writer, "kvgate_evicted_blocks_total"));
+	assert_true(
+		client_counter(writer, "kvgate_evicted_planes_total") >= h.count[2] + h.count[3]);
+	assert_int_equal(h.count[0], 0);
+	assert_int_equal(h.count[1], 0); /* not asked for */
+	kvg_close(writer);
+	kvg_close(c);
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
 static int raw_subscribe(const struct daemon_process *d)
 {
 	Kvgate__V1__Request q = KVGATE__V1__REQUEST__INIT;
@@ -222,6 +258,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_events),
+		cmocka_unit_test(test_pressure),
 		cmocka_unit_test(test_many_slow_subscribers),
 		cmocka_unit_test(test_slow_subscriber_of_a_small_tenant),
 	};

@@ -24,7 +24,7 @@
 static const char config[] =
 	"[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n"
 	"[tenant small]\nuids = 61001\nhost_bytes = 8MiB\nstaging_bytes = 1MiB\n"
-	"sessions = 2\npins = 40\nsession_pins = 16\n";
+	"sessions = 2\npins = 40\nsession_pins = 16\nin_flight = 4\n";
 
 static int staging(void *arg)
 {
@@ -113,6 +113,36 @@ static int pins_together(void *arg)
 	return 0;
 }
 
+/* A batch of more commits than may be in flight: the first ones are, the others are refused one by one. */
+static int in_flight(void *arg)
+{
+	struct kvg_client *c = client_open(arg);
+	struct kvg_layout *l = model_register(c, &model_small);
+	struct kvg_stage s[10];
+	struct kvg_commit items[10] = {0};
+	struct kvg_commit_result r[10];
+	const double before = client_counter(c, "kvgate_blocks");
+
+	for (int round = 0; round < 3; round++) {
+		if (kvg_stage(l, KVG_INPUT_SCORES, 10, s) != 10)
+			return 1;
+		for (int i = 0; i < 10; i++) {
+			content_fill(&model_small, 500 + (uint64_t)(10 * round + i), &s[i]);
+			items[i].stage = &s[i];
+			kvg_key_block(l, NULL, s[i].tokens, s[i].n_tokens, &items[i].key);
+		}
+		kvg_commit(c, items, 10, r);
+		for (int i = 0; i < 10; i++)
+			if (r[i].code != (i < 4 ? KVG_CODE_OK : KVG_CODE_QUOTA))
+				return 2;
+		if (!strstr(r[9].error, "raise in_flight in kvgated.conf"))
+			return 3;
+	}
+	if (client_counter(c, "kvgate_staging_bytes") != 0)
+		return 4; /* each stage is used up, whatever the result */
+	return client_counter(c, "kvgate_blocks") == before + 4 * 3 ? 0 : 5;
+}
+
 /* The tenant's own quota evicts the tenant's own blocks; the neighbour keeps all of its. */
 static int fill(void *arg)
 {
@@ -160,6 +190,7 @@ static void test_quotas(void **state)
 	assert_int_equal(child_run(UID_A, sessions, &d), 0);
 	assert_int_equal(child_run(UID_A, pins, &d), 0);
 	assert_int_equal(child_run(UID_A, pins_together, &d), 0);
+	assert_int_equal(child_run(UID_A, in_flight, &d), 0);
 	assert_int_equal(child_run(UID_B, keep, &d), 0);
 	assert_int_equal(child_run(UID_A, fill, &d), 0);
 	assert_int_equal(child_run(UID_B, kept, &d), 0);
