@@ -185,7 +185,8 @@ struct stretch {
 /* A band's factor stands for its middle; from there to the next it changes evenly. */
 static double between(const double *band, unsigned b)
 {
-	const unsigned x = 2 * b + 1 + BAND_BINS; /* half bins from the middle of the band before the first */
+	/* in half bins, from the middle of the band before the first */
+	const unsigned x = 2 * b + 1 + BAND_BINS;
 	const unsigned i = x / (2 * BAND_BINS);
 	const double part = (double)(x % (2 * BAND_BINS)) / (2 * BAND_BINS);
 	const double low = band[i ? i - 1 : 0], high = band[i < BANDS ? i : BANDS - 1];

@@ -17,7 +17,7 @@
 enum trait {
 	TRAIT_HITS,       /* times it was used again */
 	TRAIT_TURN,       /* how often its chain had been continued after a hit when it came */
-	TRAIT_RUN,        /* blocks between the last such hit and this one; later, and the chain's end */
+	TRAIT_RUN,        /* blocks from the last such hit to this one, later to the chain's end */
 	TRAIT_SUPERSEDED, /* enum superseded */
 	TRAIT_LAST,       /* nothing ever came after it in its chain: 0 or 1 */
 	TRAIT_KIN,        /* enum kin */

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 kvg_test(test_policy SOURCES test_policy.c LIBS kvcache LABELS unit)
+kvg_test(test_policy_traits SOURCES test_policy_traits.c LIBS kvcache LABELS unit)
 kvg_test(test_policy_learn SOURCES test_policy_learn.c LIBS kvcache LABELS unit)
 kvg_test(test_policy_ghost SOURCES test_policy_ghost.c LIBS kvcache LABELS unit)
 set(replay ${CMAKE_SOURCE_DIR}/client/ctl/replay)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What is learned: recency before there is experience, then the truth about each class, and the new truth when it changes. */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -130,6 +131,60 @@ static void test_the_best_plan(void **state)
 	learn_free(l);
 }
 
+/* A block that enters now and is used again after `age`, if no other one of its kind is then. */
+static void plan(struct learn *l, uint64_t due[2048], uint16_t class, uint64_t now, uint64_t age)
+{
+	if (due[(now + age) % 2048])
+		return;
+	due[(now + age) % 2048] = now + 1;
+	learn_enter(l, class, now);
+}
+
+static void keep_plans(struct learn *l, uint64_t due[2048], uint16_t class, uint64_t now)
+{
+	if (due[now % 2048])
+		learn_reuse(l, class, due[now % 2048] - 1, now);
+	due[now % 2048] = 0;
+}
+
+/*
+ * A trait's value may matter more the older a block is. Blocks without a use before come back soon or late, each octave
+ * as likely, or never; those with one are as likely to come back at any age. Of another class with one, nothing was ever seen.
+ */
+static void test_a_factor_depends_on_age(void **state)
+{
+	static uint64_t due[2][2048];
+	uint32_t t[N_TRAITS] = {0};
+	uint16_t fresh = learn_class(t), used, unseen;
+	struct learn *l;
+	double young, old;
+
+	(void)state;
+	t[TRAIT_HITS] = 1;
+	used = learn_class(t);
+	t[TRAIT_TURN] = 1;
+	unseen = learn_class(t);
+	assert_int_equal(learn_new(&l), 0);
+	learn_enter(l, unseen, 0);
+	srand(7);
+	for (uint64_t now = 0; now < 200000; now++) {
+		learn_advance(l, now, 4000, 1000);
+		keep_plans(l, due[0], fresh, now);
+		keep_plans(l, due[1], used, now);
+		if (now >= 2000 && now % 2)
+			learn_leave(l, fresh, now - 2001);
+		if (now % 2)
+			learn_enter(l, fresh, now - 1);
+		plan(l, due[0], fresh, now, (uint64_t)4 << rand() % 8);
+		plan(l, due[1], used, now,
+			1 + (uint64_t)(-300 * log((rand() + 1.) / (RAND_MAX + 1.))) % 2000);
+	}
+	young = learn_worth(l, unseen, 8) / learn_worth(l, used, 8);
+	old = learn_worth(l, unseen, 512) / learn_worth(l, used, 512);
+	assert_true(young < 2 * old && old < 2 * young); /* the same shape; one factor: 9 times */
+	learn_free(l);
+}
+
 /* Every block that enters is found again, however often spans were merged in between (asserted inside). */
 static void test_nobody_is_lost(void **state)
 {
@@ -144,7 +199,7 @@ static void test_nobody_is_lost(void **state)
 	srand(3);
 	assert_int_equal(learn_new(&l), 0);
 	for (unsigned i = 0; i < N; i++) {
-		uint32_t t[N_TRAITS] = {i % 9, i % 5, i % 70, i % 3, i % 2};
+		uint32_t t[N_TRAITS] = {i % 9, i % 5, i % 70, i % 3, i % 2, i % N_KIN};
 
 		class[i] = learn_class(t);
 		learn_enter(l, class[i], 0);
@@ -170,6 +225,7 @@ int main(void)
 		cmocka_unit_test(test_prior_is_recency),
 		cmocka_unit_test(test_truth_and_its_change),
 		cmocka_unit_test(test_the_best_plan),
+		cmocka_unit_test(test_a_factor_depends_on_age),
 		cmocka_unit_test(test_nobody_is_lost),
 	};
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Replay: traces are read or refused with a line number; the rivals are what they claim to be; the policy beats them. */
 #include <errno.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -147,6 +148,48 @@ static void test_bounds(void **state)
 	trace_fini(&t);
 }
 
+/*
+ * Documents by Zipf's law, each with a question that never comes again: what counting is made for. A policy that learns
+ * must find out that it is, and not be worse than S3-FIFO, which knows, by more than that takes.
+ */
+static void test_popular_documents(void **state)
+{
+	enum {
+		DOCUMENTS = 2000,
+		REQUESTS = 10000
+	};
+	static double up_to[DOCUMENTS];
+	char *text = malloc(REQUESTS * 160), why[100];
+	struct trace t;
+	size_t n = 0;
+
+	(void)state;
+	assert_non_null(text);
+	srand(4);
+	for (unsigned d = 0; d < DOCUMENTS; d++)
+		up_to[d] = (d ? up_to[d - 1] : 0) + pow(d + 1, -.9);
+	for (unsigned i = 0; i < REQUESTS; i++) {
+		double x = up_to[DOCUMENTS - 1] * rand() / RAND_MAX;
+		unsigned d = 0;
+
+		while (up_to[d] < x)
+			d++;
+		n += (size_t)sprintf(text + n, "{\"hash_ids\":[1");
+		for (unsigned b = 0; b < 2 + d * 7 % 11; b++)
+			n += (size_t)sprintf(text + n, ",%u", 100 + d * 16 + b);
+		n += (size_t)sprintf(text + n, ",%u]}\n", 1000000 + i);
+	}
+	assert_int_equal(read_text(text, &t, why, sizeof(why)), 0);
+	free(text);
+	for (uint64_t capacity = 500; capacity <= 8000; capacity *= 4) {
+		uint64_t own = hits(&t, REPLAY_KVGATE, capacity, 1);
+
+		assert_true(own > hits(&t, REPLAY_LRU, capacity, 1));
+		assert_true(own * 100 > hits(&t, REPLAY_S3FIFO, capacity, 1) * 98);
+	}
+	trace_fini(&t);
+}
+
 /* The figures the reference of the trace's distribution prints for LRU, and what the policy is there for. */
 static void test_conversation(void **state)
 {
@@ -158,7 +201,9 @@ static void test_conversation(void **state)
 	assert_true(t.n == 288500 && t.n_blocks == 182790 && t.n_requests == 12031);
 	assert_in_range(hits(&t, REPLAY_LRU, 1000, 1) * 1000 / t.n, 44, 45);
 	assert_in_range(hits(&t, REPLAY_LRU, 10000, 1) * 1000 / t.n, 211, 212);
+	assert_true(hits(&t, REPLAY_KVGATE, 1000, 1) * 100 > 8 * t.n);
 	assert_true(hits(&t, REPLAY_KVGATE, 3000, 1) * 100 > 13 * t.n);
+	assert_true(hits(&t, REPLAY_KVGATE, 10000, 1) * 100 > 24 * t.n);
 	assert_true(hits(&t, REPLAY_KVGATE, 30000, 1) * 100 > 33 * t.n);
 	trace_fini(&t);
 }
@@ -170,6 +215,7 @@ int main(void)
 		cmocka_unit_test(test_setups_that_cannot_be),
 		cmocka_unit_test(test_by_hand),
 		cmocka_unit_test(test_bounds),
+		cmocka_unit_test(test_popular_documents),
 		cmocka_unit_test(test_conversation),
 	};
 
