@@ -30,7 +30,7 @@ int packer_new(struct packer **ret)
 	if (!p)
 		return -ENOMEM;
 	memset(p, 0, sizeof(*p));
-	p->kernels = pack_kernels_best();
+	p->kernels = pack_kernels_best(0);
 	*ret = p;
 	return 0;
 }

@@ -51,10 +51,29 @@ void *sink_room(struct sink *s, size_t size, uint32_t n, uint32_t *ret_n)
 	return s->buffer + s->fill;
 }
 
+/* Rows of whole lines need no buffer, where there is a kernel for them. */
+static bool direct(struct sink *s, size_t row)
+{
+	return s->kernels->lines && row % LINE == 0 && s->fill % LINE == 0;
+}
+
+static void put_lines(struct sink *s, const uint8_t *base, size_t row, const uint32_t *keys,
+	uint32_t n, const uint8_t *ahead)
+{
+	flush(s);
+	s->crc = s->kernels->lines(s->crc, s->dst, base, row, keys, n, ahead, s->stream);
+	s->dst += n * row;
+}
+
 void sink_bytes(struct sink *s, const void *src, size_t n)
 {
 	const uint8_t *p = src;
 
+	if (n >= LINE && direct(s, LINE)) {
+		put_lines(s, p, n & ~(size_t)(LINE - 1), NULL, 1, NULL);
+		p += n & ~(size_t)(LINE - 1);
+		n %= LINE;
+	}
 	while (n) {
 		uint32_t k;
 		void *room = sink_room(s, 1, n < SINK_BYTES ? (uint32_t)n : SINK_BYTES, &k);
@@ -71,6 +90,10 @@ void sink_rows(struct sink *s, const uint8_t *base, size_t row, const uint32_t *
 {
 	if (!keys) {
 		sink_bytes(s, base, n * row);
+		return;
+	}
+	if (n && direct(s, row)) { /* of a plane without pairs the sink is not even open */
+		put_lines(s, base, row, keys, n, ahead);
 		return;
 	}
 	if (row > SINK_BYTES / 4) {
