@@ -98,6 +98,14 @@ AVX2_INLINE void exchange(__m256i *a, __m256i *b)
 	*a = low;
 }
 
+/* Into registers, and back: the loops that use these are unrolled. */
+AVX2_INLINE void load_group(__m256i *r, const __m256i *v)
+{
+#pragma GCC unroll 8
+	for (unsigned i = 0; i < GROUP; i++)
+		r[i] = v[i];
+}
+
 /* Eight vectors, column by column: the network of 19 comparisons. */
 AVX2 static void sort_group(__m256i *v)
 {
@@ -106,11 +114,11 @@ AVX2 static void sort_group(__m256i *v)
 		{1, 2}, {3, 4}, {5, 6}};
 	__m256i r[GROUP];
 
-	memcpy(r, v, sizeof(r));
+	load_group(r, v);
 #pragma GCC unroll 19
 	for (unsigned i = 0; i < 19; i++)
 		exchange(&r[network[i][0]], &r[network[i][1]]);
-	memcpy(v, r, sizeof(r));
+	load_group(v, r);
 }
 
 /* The last three steps of a merge: vectors 4, 2, 1 apart. */
@@ -118,14 +126,14 @@ AVX2 static void merge_group(__m256i *v)
 {
 	__m256i r[GROUP];
 
-	memcpy(r, v, sizeof(r));
+	load_group(r, v);
 #pragma GCC unroll 3
 	for (unsigned d = GROUP / 2; d; d /= 2)
 #pragma GCC unroll 8
 		for (unsigned i = 0; i < GROUP; i++)
 			if (!(i & d))
 				exchange(&r[i], &r[i | d]);
-	memcpy(v, r, sizeof(r));
+	load_group(v, r);
 }
 
 /* The steps of a merge from vectors `distance` apart down to neighbours. */
@@ -308,7 +316,7 @@ AVX2_INLINE __m256i load(const uint8_t *from)
 AVX2_INLINE void prefetch(const uint8_t *ahead, size_t bytes)
 {
 	for (size_t at = 0; at < bytes; at += LINE)
-		_mm_prefetch((const char *)ahead + at, _MM_HINT_T1);
+		_mm_prefetch((const char *)ahead + at, _MM_HINT_T0);
 }
 
 AVX2 static void rows_avx2(uint8_t *to, const uint8_t *base, size_t row, const uint32_t *keys,

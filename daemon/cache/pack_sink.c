@@ -60,7 +60,8 @@ static bool direct(struct sink *s, size_t row)
 static void put_lines(struct sink *s, const uint8_t *base, size_t row, const uint32_t *keys,
 	uint32_t n, const uint8_t *ahead)
 {
-	flush(s);
+	if (s->fill)
+		flush(s);
 	s->crc = s->kernels->lines(s->crc, s->dst, base, row, keys, n, ahead, s->stream);
 	s->dst += n * row;
 }

@@ -14,7 +14,7 @@
 
 #include <string.h>
 
-#define STREAM_FROM (4u << 20) /* larger than a core's own caches: stored around them */
+#define STREAM_FROM (1u << 20) /* larger than a core's own caches: stored around them */
 
 static void write_cu(struct pack *k, struct sink *s, uint32_t plane)
 {
