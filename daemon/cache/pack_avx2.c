@@ -12,7 +12,8 @@
  *
  * Rows of whole lines go from staging to their plane through registers, and are folded into the checksum on the way:
  * four remainders of 128 bits stand for all that came before, 64 bytes on they are what carryless products with
- * x^(512+64) and x^512 make of them (Gopal et al., "Fast CRC Computation Using PCLMULQDQ", Intel 2009).
+ * x^(512+64) and x^512 make of them (Gopal et al., "Fast CRC Computation Using PCLMULQDQ", Intel 2009). That needs
+ * VPCLMULQDQ; without it rows go through a buffer.
  */
 #include "daemon/cache/pack_kernels.h"
 
@@ -23,8 +24,10 @@
 
 #include "daemon/cache/pack_order.h"
 
-#define AVX2	    __attribute__((target("avx2,f16c,sse4.2,pclmul,vpclmulqdq")))
+#define AVX2	    __attribute__((target("avx2,f16c")))
 #define AVX2_INLINE AVX2 __attribute__((always_inline)) static inline
+#define FOLD	    __attribute__((target("avx2,f16c,sse4.2,pclmul,vpclmulqdq")))
+#define FOLD_INLINE FOLD __attribute__((always_inline)) static inline
 #define LANES	    8u
 #define VECTORS	    32u
 #define GROUP	    8u /* vectors that fit the registers together */
@@ -339,8 +342,21 @@ AVX2 static void rows_avx2(uint8_t *to, const uint8_t *base, size_t row, const u
 	}
 }
 
+AVX2 static void store_avx2(uint8_t *to, const uint8_t *from, size_t bytes)
+{
+	for (size_t at = 0; at < bytes; at += sizeof(__m256i))
+		_mm256_stream_si256((void *)(to + at), load(from + at));
+}
+
+static void store_end_avx2(void)
+{
+	_mm_sfence();
+}
+
+/* ---- rows with their checksum --------------------------------------------------------------- */
+
 /* What two remainders of 128 bits are, 64 bytes on, and the data there. */
-AVX2_INLINE __m256i fold(__m256i crc, __m256i data)
+FOLD_INLINE __m256i fold(__m256i crc, __m256i data)
 {
 	const __m256i by = _mm256_setr_epi64x(0x740eef02, 0x9e4addf8, 0x740eef02, 0x9e4addf8);
 	__m256i low = _mm256_clmulepi64_epi128(crc, by, 0x00);
@@ -349,7 +365,7 @@ AVX2_INLINE __m256i fold(__m256i crc, __m256i data)
 	return _mm256_xor_si256(_mm256_xor_si256(low, high), data);
 }
 
-AVX2_INLINE uint32_t remainder_of(__m256i a, __m256i b)
+FOLD_INLINE uint32_t remainder_of(__m256i a, __m256i b)
 {
 	uint64_t crc = 0;
 
@@ -363,13 +379,13 @@ AVX2_INLINE uint32_t remainder_of(__m256i a, __m256i b)
 	return (uint32_t)_mm_crc32_u64(crc, (uint64_t)_mm256_extract_epi64(b, 3));
 }
 
-AVX2_INLINE uint32_t lines(uint32_t crc, uint8_t *to, const uint8_t *base, size_t row,
+FOLD_INLINE uint32_t lines(uint32_t crc, uint8_t *to, const uint8_t *base, size_t row,
 	const uint32_t *keys, uint32_t n, const uint8_t *ahead, bool stream)
 {
 	__m256i a = _mm256_setzero_si256(), b = a;
 	__m256i start = _mm256_zextsi128_si256(_mm_cvtsi32_si128((int)~crc));
 
-	if (n == 0)
+	if (n == 0 || row == 0)
 		return crc;
 	for (uint32_t i = 0; i < n; i++) {
 		const uint8_t *from = base + (keys ? order_token(keys[i]) : i) * row;
@@ -394,34 +410,40 @@ AVX2_INLINE uint32_t lines(uint32_t crc, uint8_t *to, const uint8_t *base, size_
 	return ~remainder_of(a, b);
 }
 
-AVX2 static uint32_t lines_avx2(uint32_t crc, uint8_t *to, const uint8_t *base, size_t row,
+FOLD static uint32_t lines_avx2(uint32_t crc, uint8_t *to, const uint8_t *base, size_t row,
 	const uint32_t *keys, uint32_t n, const uint8_t *ahead, bool stream)
 {
 	return stream ? lines(crc, to, base, row, keys, n, ahead, true)
 		      : lines(crc, to, base, row, keys, n, ahead, false);
 }
 
-AVX2 static void store_avx2(uint8_t *to, const uint8_t *from, size_t bytes)
+static bool has_avx2(void)
 {
-	for (size_t at = 0; at < bytes; at += sizeof(__m256i))
-		_mm256_stream_si256((void *)(to + at), load(from + at));
+	return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
 }
 
-static void store_end_avx2(void)
+static bool has_vpclmul(void)
 {
-	_mm_sfence();
-}
-
-static bool runs_here(void)
-{
-	return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") &&
-		__builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("pclmul") &&
+	return has_avx2() && __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("pclmul") &&
 		__builtin_cpu_supports("vpclmulqdq");
 }
 
 const struct pack_kernels pack_kernels_avx2 = {
 	.name = "AVX2",
-	.runs_here = runs_here,
+	.runs_here = has_avx2,
+	.keys = keys_avx2,
+	.sort = sort_avx2,
+	.tokens = tokens_avx2,
+	.scores = scores_avx2,
+	.mass = mass_avx2,
+	.rows = rows_avx2,
+	.store = store_avx2,
+	.store_end = store_end_avx2,
+};
+
+const struct pack_kernels pack_kernels_vpclmul = {
+	.name = "AVX2 and VPCLMULQDQ",
+	.runs_here = has_vpclmul,
 	.keys = keys_avx2,
 	.sort = sort_avx2,
 	.tokens = tokens_avx2,

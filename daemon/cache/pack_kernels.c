@@ -125,6 +125,7 @@ const struct pack_kernels *pack_kernels_best(unsigned n)
 	static const struct pack_kernels *const all[] = {
 #ifdef __x86_64__
 		&pack_kernels_avx512,
+		&pack_kernels_vpclmul,
 		&pack_kernels_avx2,
 #endif
 		&pack_kernels_plain,

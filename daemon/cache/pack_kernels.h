@@ -35,7 +35,8 @@ struct pack_kernels {
 		void); /* what was stored is seen by others before what is written from here on */
 };
 
-extern const struct pack_kernels pack_kernels_plain, pack_kernels_avx2, pack_kernels_avx512;
+extern const struct pack_kernels pack_kernels_plain, pack_kernels_avx2, pack_kernels_vpclmul,
+	pack_kernels_avx512;
 /* The n-th best for this processor; NULL: so many there are not. The last are the plain ones. */
 const struct pack_kernels *pack_kernels_best(unsigned n);
 

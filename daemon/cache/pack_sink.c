@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Rows are gathered into a small buffer that stays in the first-level cache; when it is full its checksum is taken
- * and it is stored. So memory sees one read and one write of every byte, and what is checksummed is what is stored,
- * whatever the client does to its staging memory meanwhile.
+ * Memory sees one read and one write of every byte, and what is checksummed is what is stored, whatever the client does
+ * to its staging memory meanwhile. Rows of whole lines pass through registers (kernel lines()), if the processor has what
+ * that needs; everything else is gathered into a small buffer that stays in the first-level cache, and when that is full
+ * its checksum is taken and it is stored.
  */
 #include "daemon/cache/pack_sink.h"
 
@@ -51,7 +52,7 @@ void *sink_room(struct sink *s, size_t size, uint32_t n, uint32_t *ret_n)
 	return s->buffer + s->fill;
 }
 
-/* Rows of whole lines need no buffer, where there is a kernel for them. */
+/* Nothing of a line is in the buffer, nor will be. */
 static bool direct(struct sink *s, size_t row)
 {
 	return s->kernels->lines && row % LINE == 0 && s->fill % LINE == 0;

@@ -132,7 +132,7 @@ void pack_write(struct pack *k)
 {
 	struct pack_job *j = k->job;
 	struct sink *sink = k->packer->sink;
-	bool stream = j->geometry.kv_bytes >= STREAM_FROM;
+	bool stream = j->geometry.kv_bytes >= k->packer->stream_from;
 
 	for (uint32_t p = 0; p < k->n_planes; p++) {
 		if (!present(j, p))
