@@ -382,6 +382,8 @@ FOLD_INLINE uint32_t remainder_of(__m256i a, __m256i b)
 FOLD_INLINE uint32_t lines(uint32_t crc, uint8_t *to, const uint8_t *base, size_t row,
 	const uint32_t *keys, uint32_t n, const uint8_t *ahead, bool stream)
 {
+	const uint8_t *next = ahead ? ahead : base; /* as many lines as are copied */
+	const size_t step = ahead ? LINE : 0;
 	__m256i a = _mm256_setzero_si256(), b = a;
 	__m256i start = _mm256_zextsi128_si256(_mm_cvtsi32_si128((int)~crc));
 
@@ -390,7 +392,7 @@ FOLD_INLINE uint32_t lines(uint32_t crc, uint8_t *to, const uint8_t *base, size_
 	for (uint32_t i = 0; i < n; i++) {
 		const uint8_t *from = base + (keys ? order_token(keys[i]) : i) * row;
 
-		for (size_t at = 0; at < row; at += LINE, to += LINE) {
+		for (size_t at = 0; at < row; at += LINE, to += LINE, next += step) {
 			__m256i x = load(from + at), y = load(from + at + LINE / 2);
 
 			if (stream) {
@@ -403,9 +405,8 @@ FOLD_INLINE uint32_t lines(uint32_t crc, uint8_t *to, const uint8_t *base, size_
 			a = fold(a, _mm256_xor_si256(x, start));
 			b = fold(b, y);
 			start = _mm256_setzero_si256();
+			_mm_prefetch((const char *)next, _MM_HINT_T0);
 		}
-		if (ahead)
-			prefetch(ahead + i * row, row);
 	}
 	return ~remainder_of(a, b);
 }
