@@ -17,11 +17,24 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "daemon/cache/pack_order.h"
 #include "daemon/cache/pack_private.h"
 
 #define SCRATCH_KEPT (64u << 20) /* more than this is given back after the block that needed it */
+#define CORE_CACHE   (2u << 20)	 /* where the system does not tell */
+
+/*
+ * Twice a core's own cache: of more than that, read and written, nothing is left there for who reads it next, and lines
+ * need not be fetched only to be overwritten.
+ */
+static uint64_t stream_from(void)
+{
+	long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+
+	return 2 * (bytes > 0 ? (uint64_t)bytes : CORE_CACHE);
+}
 
 int packer_new(struct packer **ret)
 {
@@ -30,7 +43,8 @@ int packer_new(struct packer **ret)
 	if (!p)
 		return -ENOMEM;
 	memset(p, 0, sizeof(*p));
-	p->kernels = pack_kernels_best();
+	p->kernels = pack_kernels_best(0);
+	p->stream_from = stream_from();
 	*ret = p;
 	return 0;
 }

@@ -216,7 +216,16 @@ static void store_end_avx512(void)
 	_mm_sfence();
 }
 
-static const struct pack_kernels kernels_avx512 = {
+static bool runs_here(void)
+{
+	return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+		__builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+		__builtin_cpu_supports("bmi2");
+}
+
+const struct pack_kernels pack_kernels_avx512 = {
+	.name = "AVX-512",
+	.runs_here = runs_here,
 	.keys = keys_avx512,
 	.sort = sort_avx512,
 	.tokens = tokens_avx512,
@@ -226,21 +235,5 @@ static const struct pack_kernels kernels_avx512 = {
 	.store = store_avx512,
 	.store_end = store_end_avx512,
 };
-
-const struct pack_kernels *pack_kernels_best(void)
-{
-	if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-		__builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-		__builtin_cpu_supports("bmi2"))
-		return &kernels_avx512;
-	return &pack_kernels_plain;
-}
-
-#else
-
-const struct pack_kernels *pack_kernels_best(void)
-{
-	return &pack_kernels_plain;
-}
 
 #endif

@@ -102,7 +102,14 @@ static void store_end_plain(void)
 {
 }
 
+static bool runs_here(void)
+{
+	return true;
+}
+
 const struct pack_kernels pack_kernels_plain = {
+	.name = "plain",
+	.runs_here = runs_here,
 	.keys = keys_plain,
 	.sort = sort_plain,
 	.tokens = tokens_plain,
@@ -112,3 +119,20 @@ const struct pack_kernels pack_kernels_plain = {
 	.store = store_plain,
 	.store_end = store_end_plain,
 };
+
+const struct pack_kernels *pack_kernels_best(unsigned n)
+{
+	static const struct pack_kernels *const all[] = {
+#ifdef __x86_64__
+		&pack_kernels_avx512,
+		&pack_kernels_vpclmul,
+		&pack_kernels_avx2,
+#endif
+		&pack_kernels_plain,
+	};
+
+	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+		if (all[i]->runs_here() && n-- == 0)
+			return all[i];
+	return NULL;
+}

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Rows are gathered into a small buffer that stays in the first-level cache; when it is full its checksum is taken
- * and it is stored. So memory sees one read and one write of every byte, and what is checksummed is what is stored,
- * whatever the client does to its staging memory meanwhile.
+ * Memory sees one read and one write of every byte, and what is checksummed is what is stored, whatever the client does
+ * to its staging memory meanwhile. Rows of whole lines pass through registers (kernel lines()), if the processor has what
+ * that needs; everything else is gathered into a small buffer that stays in the first-level cache, and when that is full
+ * its checksum is taken and it is stored.
  */
 #include "daemon/cache/pack_sink.h"
 
@@ -51,10 +52,30 @@ void *sink_room(struct sink *s, size_t size, uint32_t n, uint32_t *ret_n)
 	return s->buffer + s->fill;
 }
 
+/* Nothing of a line is in the buffer, nor will be. */
+static bool direct(struct sink *s, size_t row)
+{
+	return s->kernels->lines && row % LINE == 0 && s->fill % LINE == 0;
+}
+
+static void put_lines(struct sink *s, const uint8_t *base, size_t row, const uint32_t *keys,
+	uint32_t n, const uint8_t *ahead)
+{
+	if (s->fill)
+		flush(s);
+	s->crc = s->kernels->lines(s->crc, s->dst, base, row, keys, n, ahead, s->stream);
+	s->dst += n * row;
+}
+
 void sink_bytes(struct sink *s, const void *src, size_t n)
 {
 	const uint8_t *p = src;
 
+	if (n >= LINE && direct(s, LINE)) {
+		put_lines(s, p, n & ~(size_t)(LINE - 1), NULL, 1, NULL);
+		p += n & ~(size_t)(LINE - 1);
+		n %= LINE;
+	}
 	while (n) {
 		uint32_t k;
 		void *room = sink_room(s, 1, n < SINK_BYTES ? (uint32_t)n : SINK_BYTES, &k);
@@ -71,6 +92,10 @@ void sink_rows(struct sink *s, const uint8_t *base, size_t row, const uint32_t *
 {
 	if (!keys) {
 		sink_bytes(s, base, n * row);
+		return;
+	}
+	if (n && direct(s, row)) { /* of a plane without pairs the sink is not even open */
+		put_lines(s, base, row, keys, n, ahead);
 		return;
 	}
 	if (row > SINK_BYTES / 4) {

@@ -14,7 +14,7 @@
 
 #include <string.h>
 
-#define STREAM_FROM (4u << 20) /* larger than a core's own caches: stored around them */
+#define STREAM_FROM (1u << 20) /* larger than a core's own caches: stored around them */
 
 static void write_cu(struct pack *k, struct sink *s, uint32_t plane)
 {
@@ -132,7 +132,7 @@ void pack_write(struct pack *k)
 {
 	struct pack_job *j = k->job;
 	struct sink *sink = k->packer->sink;
-	bool stream = j->geometry.kv_bytes >= STREAM_FROM;
+	bool stream = j->geometry.kv_bytes >= k->packer->stream_from;
 
 	for (uint32_t p = 0; p < k->n_planes; p++) {
 		if (!present(j, p))

@@ -25,6 +25,7 @@
 #define MIB (1ull << 20)
 
 static uint64_t seed = 3;
+static const struct pack_kernels *kernels;
 
 static uint32_t rnd(void)
 {
@@ -64,14 +65,8 @@ static int setup(void **state)
 	assert_int_equal(pool_new(&o, &b->pool), 0);
 	assert_int_equal(pool_tenant_new(b->pool, &b->tenant), 0);
 	assert_int_equal(packer_new(&b->packer), 0);
+	packer_set_kernels(b->packer, kernels);
 	*state = b;
-	return 0;
-}
-
-static int setup_plain(void **state)
-{
-	setup(state);
-	packer_set_kernels(((struct bench *)*state)->packer, &pack_kernels_plain);
 	return 0;
 }
 
@@ -733,21 +728,25 @@ static void test_reads_no_further(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
+	const struct CMUnitTest by_kernels[] = {
 		cmocka_unit_test_setup_teardown(test_dtypes_and_dims, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_dtypes_and_dims, setup_plain, teardown),
 		cmocka_unit_test_setup_teardown(test_tokens, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_tokens, setup_plain, teardown),
-		cmocka_unit_test_setup_teardown(test_inputs, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_opaque, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_reads_no_further, setup, teardown),
+	};
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(test_inputs, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_worst_case, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_gate_scratch, setup, teardown),
 		cmocka_unit_test(test_page_shift),
 		cmocka_unit_test_setup_teardown(test_bad_scores, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_wrong_gate, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_allocation_fails, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_reads_no_further, setup, teardown),
 	};
+	int failed = 0;
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	for (unsigned n = 0; (kernels = pack_kernels_best(n)); n++)
+		failed += cmocka_run_group_tests_name(kernels->name, by_kernels, NULL, NULL);
+	kernels = pack_kernels_best(0);
+	return failed + cmocka_run_group_tests(tests, NULL, NULL);
 }

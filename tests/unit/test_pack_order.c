@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The order of pairs against a plain sort of (f16 score descending, token ascending), with the plain kernels and with
- * the processor's best.
+ * The order of pairs against a plain sort of (f16 score descending, token ascending), and rows against memcpy, with all
+ * kernels that the processor can run.
  */
 #include <errno.h>
 #include <math.h>
@@ -16,6 +16,7 @@
 
 #include "daemon/cache/pack_kernels.h"
 #include "daemon/cache/pack_order.h"
+#include "proto/plane.h"
 #include "proto/shape.h"
 
 static uint64_t seed = 7;
@@ -208,30 +209,49 @@ static void test_rows(void **state)
 	}
 }
 
-static int plain(void **state)
+/* Rows of whole lines likewise, from any address, and their checksum behind that of other bytes. */
+static void test_lines(void **state)
 {
-	(void)state;
-	kernels = &pack_kernels_plain;
-	return 0;
-}
+	_Alignas(64) static uint8_t to[21 * 640];
+	static uint8_t base[64 * 640 + 64], ahead[20 * 640];
+	uint32_t keys[20];
 
-static int best(void **state)
-{
 	(void)state;
-	kernels = pack_kernels_best();
-	return 0;
+	if (!kernels->lines)
+		skip();
+	for (size_t i = 0; i < sizeof(base); i++)
+		base[i] = (uint8_t)rnd();
+	for (uint32_t round = 0; round < 2000; round++) {
+		uint32_t n = rnd() % 21, got, before = round % 3 ? rnd() : 0;
+		const uint8_t *from = base + rnd() % 64;
+		size_t row = 64 + 64 * (rnd() % 10);
+		bool in_order = round % 4 == 0;
+
+		for (uint32_t i = 0; i < n; i++)
+			keys[i] = rnd() << 16 | (in_order ? i : rnd() % 64);
+		memset(to, 0x5a, sizeof(to));
+		got = kernels->lines(before, to, from, row, in_order ? NULL : keys, n,
+			round & 1 ? ahead : NULL, round & 2);
+		kernels->store_end();
+		for (uint32_t i = 0; i < n; i++)
+			assert_memory_equal(to + i * row, from + (keys[i] & 0xffff) * row, row);
+		for (size_t i = n * row; i < sizeof(to); i++)
+			assert_int_equal(to[i], 0x5a);
+		assert_int_equal(got, crc32c(before, to, n * row));
+	}
 }
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup(test_sort, plain),
-		cmocka_unit_test_setup(test_bad, plain),
-		cmocka_unit_test_setup(test_rows, plain),
-		cmocka_unit_test_setup(test_sort, best),
-		cmocka_unit_test_setup(test_bad, best),
-		cmocka_unit_test_setup(test_rows, best),
+		cmocka_unit_test(test_sort),
+		cmocka_unit_test(test_bad),
+		cmocka_unit_test(test_rows),
+		cmocka_unit_test(test_lines),
 	};
+	int failed = 0;
 
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	for (unsigned n = 0; (kernels = pack_kernels_best(n)); n++)
+		failed += cmocka_run_group_tests_name(kernels->name, tests, NULL, NULL);
+	return failed;
 }
