@@ -13,6 +13,7 @@
 
 #include "gates/gate.h"
 #include "gates/safetensors.h"
+#include "tests/bench/figure.h"
 
 #define D      4096u
 #define H      8u
@@ -139,14 +140,10 @@ static int ascending(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-static void print(const char *name, double value, const char *unit, double limit, const char *what,
-	double ratio)
+static void print(const char *name, double value, const char *unit, const char *what, double ratio)
 {
-	printf("{\"suite\": \"core\", \"name\": \"%s\", \"value\": %.4g, \"unit\": \"%s\", "
-	       "\"limit\": ",
-		name, value, unit);
-	printf(limit > 0 ? "%.4g" : "null", limit);
-	printf(", \"limit_what\": \"%s\", \"ratio\": %.4g}\n", what, ratio);
+	figure_print(
+		&(struct figure_line){"core", name, unit, value, FIGURE_NONE, ratio}, "%s", what);
 }
 
 static int bench_new(struct bench *b)
@@ -214,10 +211,10 @@ int main(void)
 		figures[i].median = figures[i].us[ROUNDS / 2];
 	}
 	sgemm = figures[0].median;
-	print("gate_ratio", sgemm / figures[1].median, "x", 0.8,
+	print("gate_ratio", sgemm / figures[1].median, "x",
 		"time of OpenBLAS sgemm, projection only, over the time of the whole gate",
 		sgemm / figures[1].median);
-	print("gate_ratio_exact", sgemm / figures[2].median, "x", 0.5,
+	print("gate_ratio_exact", sgemm / figures[2].median, "x",
 		"time of OpenBLAS sgemm, projection only, over the time of the whole gate",
 		sgemm / figures[2].median);
 	for (unsigned i = 0; i < n; i++) {
@@ -226,10 +223,10 @@ int main(void)
 		if (!gate_isa_supported(figures[i].isa))
 			continue;
 		snprintf(name, sizeof(name), "gate_us_%s", figures[i].name);
-		print(name, figures[i].median, "us", 0,
+		print(name, figures[i].median, "us",
 			i == 0 ? openblas_get_corename() : "256 tokens, one layer",
 			sgemm / figures[i].median);
 	}
 	bench_free(&b);
-	return 0;
+	return figure_status();
 }

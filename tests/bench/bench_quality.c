@@ -18,14 +18,13 @@
 #include <cblas.h>
 
 #include "gates/gate.h"
+#include "tests/bench/figure.h"
 #include "tests/lib/harness.h"
 
 #define CHUNK_ROWS 1024
 #define GATES      2 /* methods that see every context; the others, hopeless and slow, every BESIDE-th */
 #define BESIDE     5
 #define VIEWS      (1 + QUALITY_METHODS * QUALITY_RATIOS) /* the full cache, then method by method */
-
-static const double must[QUALITY_RATIOS] = {99.5, 99.5, 99.3, 98};
 
 struct tasks {
 	uint32_t n;
@@ -274,22 +273,19 @@ static void report(const struct counts *c, const struct tasks *tasks)
 		double gate = percent(c, tasks, QUALITY_GATE, view_of(QUALITY_GATE, i)),
 		       text = percent(c, tasks, QUALITY_TEXT, view_of(QUALITY_TEXT, i));
 		double best = gate > text ? gate : text;
+		char name[32], beside[64];
 
-		printf("{\"suite\":\"quality\",\"name\":\"quality_r%.0f\",\"value\":%.2f,\"unit\":"
-		       "\"%%\",\"limit\":%.1f,"
-		       "\"limit_what\":\"must be at least; the full cache is 100, the %s "
-		       "gate\",\"ratio\":%.4f}\n",
-			100 * quality_ratio[i], best, must[i], gate >= text ? "task" : "text",
-			best / 100);
+		snprintf(name, sizeof(name), "quality_r%.0f", 100 * quality_ratio[i]);
+		figure_print(
+			&(struct figure_line){"quality", name, "%", best, FIGURE_NONE, best / 100},
+			"the full cache is 100, the %s gate", gate >= text ? "task" : "text");
 		for (int m = 0; m < QUALITY_METHODS; m++) {
 			double p = percent(c, tasks, m, view_of(m, i));
 
-			printf("{\"suite\":\"quality\",\"name\":\"quality_r%.0f_%s\",\"value\":%."
-			       "2f,\"unit\":\"%%\","
-			       "\"limit\":null,\"limit_what\":\"beside "
-			       "quality_r%.0f%s\",\"ratio\":%.4f}\n",
-				100 * quality_ratio[i], quality_name[m], p, 100 * quality_ratio[i],
-				m < GATES ? "" : ", on every fifth context", p / 100);
+			snprintf(beside, sizeof(beside), "%s_%s", name, quality_name[m]);
+			figure_print(&(struct figure_line){"quality", beside, "%", p, FIGURE_NONE,
+					     p / 100},
+				"beside %s%s", name, m < GATES ? "" : ", on every fifth context");
 		}
 	}
 }
@@ -345,5 +341,5 @@ int main(int argc, char **argv)
 	model_free(q.model);
 	free(q.head_mean);
 	free(sum);
-	return 0;
+	return figure_status();
 }
