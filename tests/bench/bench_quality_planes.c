@@ -10,7 +10,7 @@
 #define BLOCK 256
 
 struct kvg_layout *quality_layout(
-	struct kvg_client *c, const struct quality *q, enum quality_method m)
+	struct kvg_client *c, const struct quality *q, enum quality_method m, unsigned job)
 {
 	const struct model_config *config = &q->model->config;
 	struct kvg_layout_options o = KVG_OPTIONS_INIT(kvg_layout_options);
@@ -18,7 +18,7 @@ struct kvg_layout *quality_layout(
 	uint8_t digest[32] = {0};
 	int r;
 
-	snprintf((char *)digest, sizeof(digest), "quality %s", quality_name[m]);
+	snprintf((char *)digest, sizeof(digest), "quality %s %u", quality_name[m], job);
 	o.model = "lab";
 	o.layers = config->layers;
 	o.heads = config->kv_heads;
