@@ -6,7 +6,19 @@ set -eu
 build=$1 source=$2 cc=$3
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-cmake --install "$build/client" --prefix "$dir/inst" >/dev/null
+cmake --install "$build/client" --prefix "$dir/first" >/dev/null
+cmake --install "$build/daemon" --prefix "$dir/first" >/dev/null
+mv "$dir/first" "$dir/inst"
+
+starts() # starts PROGRAM TEXT: from the folder it was installed to, with no help from the environment
+{
+	env -i "$dir/inst/$1" --version >"$dir/out" 2>&1 && grep -q "$2" "$dir/out" || {
+		echo "the installed $1 --version:"; cat "$dir/out"; exit 1
+	}
+}
+starts bin/kvgatectl libkvgate
+starts sbin/kvgated kvgated
+env -i "$dir/inst/bin/kvgate-worker" --help >"$dir/out" 2>&1 || { cat "$dir/out"; exit 1; }
 pc=$(dirname "$(find "$dir/inst" -name kvgate.pc)")
 flags=$(PKG_CONFIG_PATH=$pc pkg-config --cflags --libs kvgate)
 case $flags in *"$dir"*) ;; *) echo "kvgate.pc does not follow its folder: $flags"; exit 1 ;; esac
