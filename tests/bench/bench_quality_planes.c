@@ -55,7 +55,7 @@ static void put_block(struct quality_planes *p, struct kvg_client *c,
 	uint32_t from = block * BLOCK, n = x->sample->n_tokens - from;
 	struct kvg_stage s;
 	struct kvg_commit item = {.stage = &s, .parent = block ? &p->key[block - 1] : NULL};
-	struct kvg_commit_result result;
+	struct kvg_commit_result result = {0};
 
 	if (n > BLOCK)
 		n = BLOCK;
