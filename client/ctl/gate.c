@@ -88,8 +88,10 @@ static void print_json(const struct gate_info *i, const char *digest)
 static void print_text(const struct gate_info *i, const char *digest)
 {
 	printf("kind     %s\n", gate_kind_name(i->kind));
-	printf("shape    %u layers, %u heads of %u queries, hidden size %u", i->layers, i->heads,
-		i->groups, i->hidden);
+	printf("shape    %u layers, %u heads", i->layers, i->heads);
+	if (i->groups) /* KVzap scores from the hidden state alone */
+		printf(" of %u queries", i->groups);
+	printf(", hidden size %u", i->hidden);
 	if (i->kind == GATE_FAST_KVZIP)
 		printf(", width %u, %u sinks", i->dim, i->sinks);
 	if (i->mlp)
@@ -153,6 +155,12 @@ static int convert(int n, char **files, const struct options *o)
 		return CTL_FAILED;
 	status = save(g, files[1], 0, NULL, NULL, o);
 	gate_free(g);
+	if (status == CTL_OK && ctl_options.json) {
+		struct json_object *j = json_object_new_object();
+
+		json_object_object_add(j, "wrote", json_object_new_string(files[1]));
+		ctl_json(j);
+	}
 	return status;
 }
 
@@ -411,17 +419,32 @@ static int score(int n, char **files, const struct options *o)
 	return status;
 }
 
+static const struct action {
+	const char *name, *operands, *prose;
+	int (*run)(int n, char **files, const struct options *o);
+} actions[] = {
+	{"inspect", "FILE", "kind, shape, digest, model, and the scores at the edges", inspect},
+	{"convert", "FILE OUT", "writes it in our format: safetensors", convert},
+	{"calibrate", "FILE OUT HIDDEN...",
+		"the same with edges measured on hidden states, or given", calibrate},
+	{"score", "FILE HIDDEN [OUT]", "scores hidden states; OUT: all of them as safetensors",
+		score},
+};
+#define N_ACTIONS (sizeof(actions) / sizeof(actions[0]))
+
+static void print_actions(void)
+{
+	printf("\nActions:\n");
+	for (size_t i = 0; i < N_ACTIONS; i++) {
+		char head[64];
+
+		snprintf(head, sizeof(head), "%s %s", actions[i].name, actions[i].operands);
+		printf("  %-30s %s\n", head, actions[i].prose);
+	}
+}
+
 int ctl_gate(int argc, char **argv)
 {
-	static const struct {
-		const char *name;
-		int (*run)(int n, char **files, const struct options *o);
-	} actions[] = {
-		{"inspect", inspect},
-		{"convert", convert},
-		{"calibrate", calibrate},
-		{"score", score},
-	};
 	struct options o = {.threads = (uint64_t)sysconf(_SC_NPROCESSORS_ONLN)};
 	const struct ctl_flag flags[] = {
 		{"model", "NAME", "convert, calibrate: the model the gate belongs to", CTL_TEXT,
@@ -440,12 +463,12 @@ int ctl_gate(int argc, char **argv)
 	};
 	int n, status = ctl_parse(argc, argv, flags, &n);
 
+	if (status == CTL_OK)
+		print_actions(); /* help was asked for */
 	if (status >= 0)
 		return status;
-	for (size_t i = 0; n > 0 && i < sizeof(actions) / sizeof(actions[0]); i++)
+	for (size_t i = 0; n > 0 && i < N_ACTIONS; i++)
 		if (!strcmp(argv[1], actions[i].name))
 			return actions[i].run(n - 1, argv + 2, &o);
-	return ctl_usage(argv[0],
-		"wants an action: inspect FILE, convert FILE OUT, calibrate FILE OUT "
-		"HIDDEN..., score FILE HIDDEN [OUT]");
+	return ctl_usage(argv[0], "wants an action: inspect, convert, calibrate or score");
 }

@@ -146,7 +146,7 @@ static void s3_evict_small(struct s3fifo *s)
 {
 	uint32_t b = fifo_pop(&s->small);
 
-	if (s->block[b].uses > 1) {
+	if (s->block[b].uses > 1 && s->main_room) {
 		s->block[b].uses = 0;
 		if (s->main.n >= s->main_room)
 			s3_evict_main(s);
@@ -154,6 +154,8 @@ static void s3_evict_small(struct s3fifo *s)
 		return;
 	}
 	s->block[b].there = false;
+	if (!s->main_room)
+		return;
 	if (s->ghost.n == s->main_room)
 		s->block[fifo_pop(&s->ghost)].ghosts--;
 	fifo_push(&s->ghost, b);
@@ -181,13 +183,13 @@ static void s3_use(struct s3fifo *s, uint32_t b)
 int replay_s3fifo(const struct trace *t, uint64_t capacity, struct replay_result *ret)
 {
 	const size_t small = capacity >= 10 ? capacity / 10 : 1;
-	const size_t all = capacity > small ? capacity : small + 1; /* both queues want a place */
-	struct s3fifo s = {.small_room = small, .main_room = all - small};
+	/* room for one block is one queue: nothing moves on, and no ghosts are kept */
+	struct s3fifo s = {.small_room = small, .main_room = capacity - small};
 	int r = 0;
 
 	s.block = calloc(t->n_blocks, sizeof(*s.block));
-	if (!s.block || fifo_init(&s.small, all + 1) < 0 || fifo_init(&s.main, all + 1) < 0 ||
-		fifo_init(&s.ghost, all + 1) < 0)
+	if (!s.block || fifo_init(&s.small, capacity + 1) < 0 ||
+		fifo_init(&s.main, capacity + 1) < 0 || fifo_init(&s.ghost, capacity + 1) < 0)
 		r = -ENOMEM;
 	for (size_t i = 0; r == 0 && i < t->n_requests; i++) {
 		for (size_t j = t->start[i]; j < t->start[i + 1] && s.block[t->block[j]].there; j++)

@@ -21,6 +21,15 @@
 #include "kvgate-types.h"
 
 #ifdef __cplusplus
+/* Designated initializers came with C++20, and warn of what they leave out. */
+template <typename T> inline T kvg_options_init()
+{
+	T options = T();
+
+	options.size = sizeof(T);
+	return options;
+}
+
 extern "C" {
 #endif
 
@@ -29,14 +38,14 @@ extern "C" {
 struct kvg_client; /* one connection: the lock on everything it holds */
 struct kvg_layout; /* a registered layout, owned by its client */
 
-/* clang-format off */
 /* Option structs begin with their size; set it with KVG_OPTIONS_INIT(name), so that they can grow. */
-#if defined(__cplusplus) && __cplusplus < 202002L
-#define KVG_OPTIONS_INIT(type) {sizeof(struct type)}
+#ifdef __cplusplus
+#define KVG_OPTIONS_INIT(type) kvg_options_init<struct type>()
 #else
+/* clang-format off */
 #define KVG_OPTIONS_INIT(type) {.size = sizeof(struct type)}
-#endif
 /* clang-format on */
+#endif
 
 /* ---- connection -------------------------------------------------------------------------- */
 

@@ -17,6 +17,7 @@
 #include "client/worker/attention.h"
 #include "proto/plane.h"
 #include "proto/shape.h"
+#include "tests/bench/figure.h"
 
 enum {
 	HEADS = 8,
@@ -187,10 +188,11 @@ int main(void)
 		of_dense[i] = gigabytes / d;
 		of_planes[i] = gigabytes / p;
 	}
-	printf("{\"suite\": \"core\", \"name\": \"attention_planes_ratio\", \"value\": %.3f, "
-	       "\"unit\": \"ratio\", \"limit\": %.2f, \"limit_what\": \"dense KV, GB/s (planes: "
-	       "%.2f)\", \"ratio\": %.3f}\n",
-		median(ratio), median(of_dense), median(of_planes), median(ratio));
+	const double r = median(ratio);
+
+	figure_print(&(struct figure_line){"core", "attention_planes_ratio", "ratio", r,
+			     median(of_dense), r},
+		"dense KV, GB/s (planes: %.2f)", median(of_planes));
 	attention_free(a);
-	return 0;
+	return figure_status();
 }

@@ -15,6 +15,7 @@
 #include "daemon/cache/pack.h"
 #include "daemon/cache/staging.h"
 #include "daemon/mem/tier.h"
+#include "tests/bench/figure.h"
 
 enum {
 	BLOCKS = 4,
@@ -187,8 +188,7 @@ static double time_copy(struct bench *b)
 	return now() - start;
 }
 
-/* 0 when the figure reaches what is asked for. */
-static int measure(const char *name, const struct kv_shape *shape, int repeat, double least)
+static void measure(const char *name, const struct kv_shape *shape, int repeat)
 {
 	static double pack[TURNS], copy[TURNS], ratio[TURNS];
 	struct bench b = {.shape = *shape};
@@ -211,12 +211,8 @@ static int measure(const char *name, const struct kv_shape *shape, int repeat, d
 	r = median(ratio);
 	gb = (double)b.geometry.kv_bytes * 1e-9;
 	fini(&b);
-	printf("{\"suite\":\"core\",\"name\":\"%s\",\"value\":%.4g,\"unit\":\"ratio\",\"limit\":%."
-	       "4g,"
-	       "\"limit_what\":\"memcpy of the same bytes, GB/s (packing: %.4g "
-	       "GB/s)\",\"ratio\":%.4g}\n",
-		name, r, gb / median(copy), gb / median(pack), r);
-	return r >= least ? 0 : 1;
+	figure_print(&(struct figure_line){"core", name, "ratio", r, gb / median(copy), r},
+		"memcpy of the same bytes, GB/s (packing: %.4g GB/s)", gb / median(pack));
 }
 
 int main(void)
@@ -234,6 +230,7 @@ int main(void)
 		.v_dim = 32,
 		.dtype = KVG_DTYPE_BF16};
 
-	measure("commit_lab_ratio", &lab, 16, 0);
-	return measure("commit_ratio", &qwen3_8b, 1, 0.5);
+	measure("commit_lab_ratio", &lab, 16);
+	measure("commit_ratio", &qwen3_8b, 1);
+	return figure_status();
 }

@@ -15,9 +15,9 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "tests/bench/figure.h"
 #include "tests/lib/harness.h"
 
 #define BYTES      (32u << 20)
@@ -28,27 +28,6 @@
 
 static const char config[] =
 	"[memory]\nhost_bytes = 256MiB\nsegment_bytes = 64MiB\nindex_slots = 65536\n";
-
-static double now_us(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
-}
-
-static int by_value(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return x < y ? -1 : x > y;
-}
-
-static double median(double *v, size_t n)
-{
-	qsort(v, n, sizeof(*v), by_value);
-	return v[n / 2];
-}
 
 /* ---- Redis ---- */
 
@@ -135,14 +114,14 @@ static double measure_redis(struct redis *r, const uint8_t *bytes)
 	freeReplyObject(reply);
 	memset(buffer, 1, BYTES + 64);
 	for (unsigned i = 0; i < GETS; i++) {
-		double t0 = now_us();
+		double t0 = figure_now_us();
 		const uint8_t *value = redis_get(r->c->fd, buffer);
 
-		us[i] = now_us() - t0;
+		us[i] = figure_now_us() - t0;
 		assert(!memcmp(value, bytes, BYTES));
 	}
 	free(buffer);
-	return median(us, GETS);
+	return figure_median(us, GETS);
 }
 
 /* ---- ours ---- */
@@ -194,17 +173,17 @@ static double measure_kvgate(
 	for (unsigned i = 0; i < LOOKUPS; i++) {
 		struct kvg_plane plane[KVG_PLANES_MAX];
 		struct kvg_pin pin;
-		double t0 = now_us();
+		double t0 = figure_now_us();
 		int r = kvg_lookup_pin(l, key, 1.0f, &pin);
 		int n = r < 0 ? r : kvg_planes(l, &pin, plane);
 
-		us[i] = now_us() - t0;
+		us[i] = figure_now_us() - t0;
 		assert(n == 1 && plane[0].opaque_bytes == BYTES);
 		if (i % 200 == 0)
 			assert(!memcmp(plane[0].k, bytes, BYTES));
 		kvg_unpin(c, &pin, 1);
 	}
-	return median(us, LOOKUPS);
+	return figure_median(us, LOOKUPS);
 }
 
 /* From nothing to the pointer, the byte behind it included. */
@@ -216,24 +195,24 @@ static double measure_first(
 	for (unsigned i = 0; i < GETS; i++) {
 		struct kvg_plane plane[KVG_PLANES_MAX];
 		struct kvg_pin pin;
-		double t0 = now_us();
+		double t0 = figure_now_us();
 		struct kvg_client *c = client_open(d);
 		struct kvg_layout *l = layout(c);
 
 		assert(kvg_lookup_pin(l, key, 1.0f, &pin) == 0 && kvg_planes(l, &pin, plane) == 1);
 		assert(*(const volatile uint8_t *)plane[0].k == bytes[0]);
-		us[i] = now_us() - t0;
+		us[i] = figure_now_us() - t0;
 		kvg_close(c);
 	}
-	return median(us, GETS);
+	return figure_median(us, GETS);
 }
 
-static void report(const char *name, double ours, double theirs, const char *limit)
+static void report(const char *name, double ours, double theirs)
 {
-	printf("{\"suite\":\"core\",\"name\":\"%s\",\"value\":%.3g,\"unit\":\"ratio\",\"limit\":%s,"
-	       "\"limit_what\":\"must be at most; ours %.2f us, redis-server GET %.0f "
-	       "us\",\"ratio\":%.3g}\n",
-		name, ours / theirs, limit, ours, theirs, ours / theirs);
+	const double ratio = ours / theirs;
+
+	figure_print(&(struct figure_line){"core", name, "ratio", ratio, FIGURE_NONE, ratio},
+		"ours %.2f us, redis-server GET %.0f us", ours, theirs);
 }
 
 int main(void)
@@ -260,12 +239,12 @@ int main(void)
 	c = client_open(&d);
 	l = put_block(c, bytes, &key);
 	theirs = measure_redis(&redis, bytes);
-	report("get_32MiB_ratio", measure_kvgate(c, l, &key, bytes), theirs, "0.001");
-	report("get_32MiB_first_ratio", measure_first(&d, &key, bytes), theirs, "1");
+	report("get_32MiB_ratio", measure_kvgate(c, l, &key, bytes), theirs);
+	report("get_32MiB_first_ratio", measure_first(&d, &key, bytes), theirs);
 	kvg_close(c);
 	redis_stop(&redis);
 	daemon_stop(&d);
 	daemon_cleanup(&d);
 	free(bytes);
-	return 0;
+	return figure_status();
 }

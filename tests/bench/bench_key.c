@@ -9,11 +9,11 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include <openssl/evp.h>
 
 #include "proto/key.h"
+#include "tests/bench/figure.h"
 
 enum {
 	BLOCK_TOKENS = 256,
@@ -25,50 +25,30 @@ enum {
 
 static const double bytes = (double)CHAINS * BLOCKS * (64 + 4 * BLOCK_TOKENS);
 
-static double now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
+/* Both return GB/s. */
 static double time_chain(struct key_hasher *h, const uint32_t *tokens)
 {
 	static struct kvg_key keys[BLOCKS];
 	const uint8_t fingerprint[32] = {1};
-	double start = now();
+	double start = figure_now_us();
 
 	for (int i = 0; i < CHAINS; i++)
 		key_chain(h, i ? &keys[BLOCKS - 1] : NULL, fingerprint, tokens, BLOCK_TOKENS,
 			BLOCKS, keys);
-	return now() - start;
+	return bytes / (figure_now_us() - start) * 1e-3;
 }
 
 static double time_messages(EVP_MD_CTX *ctx, const EVP_MD *md)
 {
 	static uint8_t message[MESSAGE], digest[32];
-	double start = now();
+	double start = figure_now_us();
 
 	for (double done = 0; done < bytes; done += MESSAGE)
 		if (!EVP_DigestInit_ex2(ctx, md, NULL) ||
 			!EVP_DigestUpdate(ctx, message, MESSAGE) ||
 			!EVP_DigestFinal_ex(ctx, digest, NULL))
 			abort();
-	return now() - start;
-}
-
-static int compare(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return x < y ? -1 : x > y;
-}
-
-static double median(double *values)
-{
-	qsort(values, TURNS, sizeof(*values), compare);
-	return values[TURNS / 2];
+	return bytes / (figure_now_us() - start) * 1e-3;
 }
 
 int main(void)
@@ -86,17 +66,17 @@ int main(void)
 	time_chain(h, tokens);
 	time_messages(ctx, md);
 	for (int i = 0; i < TURNS; i++) {
-		chain[i] = bytes / time_chain(h, tokens) * 1e-9;
-		messages[i] = bytes / time_messages(ctx, md) * 1e-9;
+		chain[i] = time_chain(h, tokens);
+		messages[i] = time_messages(ctx, md);
 		ratio[i] = chain[i] / messages[i];
 	}
-	printf("{\"suite\":\"core\",\"name\":\"key_chain_GBps\",\"value\":%.3f,", median(chain));
-	printf("\"unit\":\"GB/s\",\"limit\":%.3f,", median(messages));
-	printf("\"limit_what\":\"OpenSSL SHA-256, 16 KiB messages; must reach .9 of it\",");
-	printf("\"ratio\":%.3f}\n", median(ratio));
+	figure_print(
+		&(struct figure_line){"core", "key_chain_GBps", "GB/s", figure_median(chain, TURNS),
+			figure_median(messages, TURNS), figure_median(ratio, TURNS)},
+		"OpenSSL SHA-256, 16 KiB messages");
 	key_hasher_free(h);
 	EVP_MD_CTX_free(ctx);
 	EVP_MD_free(md);
 	free(tokens);
-	return 0;
+	return figure_status();
 }

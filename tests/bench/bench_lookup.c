@@ -27,6 +27,7 @@
 
 #include "client/lib/client.h"
 #include "daemon/cache/index.h"
+#include "tests/bench/figure.h"
 
 #define BLOCKS     (1u << 20)
 #define OPS        200000u
@@ -64,19 +65,6 @@ static void calibrate(void)
 	while (now_ns() - n0 < 50000000)
 		;
 	ticks_per_us = (double)(ticks() - t0) / ((double)(now_ns() - n0) / 1e3);
-}
-
-static int by_value(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return x < y ? -1 : x > y;
-}
-
-static double quantile(double *v, size_t n, double q)
-{
-	qsort(v, n, sizeof(*v), by_value);
-	return v[(size_t)(q * (double)(n - 1))];
 }
 
 static uint64_t random_next(uint64_t *state)
@@ -199,7 +187,7 @@ static double measure_prefix(uint32_t first, double *us, bool pin)
 		}
 		us[i] = (double)(ticks() - t0) / ticks_per_us;
 	}
-	return quantile(us, PREFIXES, 0.5);
+	return figure_quantile(us, PREFIXES, 0.5);
 }
 
 static double measure_roundtrip(void)
@@ -229,7 +217,7 @@ static double measure_roundtrip(void)
 	}
 	close(s[0]);
 	waitpid(pid, &status, 0);
-	return quantile(us, ROUNDTRIPS, 0.5);
+	return figure_quantile(us, ROUNDTRIPS, 0.5);
 }
 
 /* Status of a child that runs the loop under strict seccomp, and then `extra` calls more. */
@@ -263,17 +251,14 @@ static int strict_child(int extra)
 
 static void print(const char *name, double value, const char *unit, double limit, const char *what)
 {
-	printf("{\"suite\":\"core\",\"name\":\"%s\",\"value\":%.4g,\"unit\":\"%s\",\"limit\":%.4g,"
-	       "\"limit_what\":\"%s\",\"ratio\":%.4g}\n",
-		name, value, unit, limit, what, limit > 0 ? value / limit : 0);
-	fflush(stdout);
+	figure_print(
+		&(struct figure_line){"core", name, unit, value, limit, FIGURE_NONE}, "%s", what);
 }
 
 int main(void)
 {
 	static double p50[ROUNDS], p99[ROUNDS], prefix[ROUNDS], prefix_pin[ROUNDS];
 	double *us = malloc(OPS * sizeof(*us)), rtt;
-	char what[128];
 	struct index *x;
 	int clean, dirty;
 
@@ -287,22 +272,21 @@ int main(void)
 	rtt = measure_roundtrip();
 	for (unsigned r = 0; r < ROUNDS; r++) {
 		measure_ops(r * OPS, us);
-		p50[r] = quantile(us, OPS, 0.5);
+		p50[r] = figure_quantile(us, OPS, 0.5);
 		p99[r] = us[(size_t)(0.99 * OPS)];
 		prefix[r] = measure_prefix(r * 77777, us, false);
 		prefix_pin[r] = measure_prefix(r * 55555, us, true);
 	}
 	clean = strict_child(0);
 	dirty = strict_child(1);
-	snprintf(what, sizeof(what), "socket round trip; must be <= 1.0 us (p50), 2^20 blocks");
-	print("lookup_pin_unpin_us", quantile(p50, ROUNDS, 0.5), "us", rtt, what);
-	snprintf(what, sizeof(what), "must be <= 3 us (p99), 2^20 blocks");
-	print("lookup_pin_unpin_p99_us", quantile(p99, ROUNDS, 0.5), "us", 3, what);
-	snprintf(what, sizeof(what), "must be <= 20 us, keys given");
-	print("prefix_lookup_128_us", quantile(prefix, ROUNDS, 0.5), "us", 20, what);
-	snprintf(what, sizeof(what), "128 socket round trips");
-	print("prefix_pin_unpin_128_us", quantile(prefix_pin, ROUNDS, 0.5), "us", PREFIX * rtt,
-		what);
+	print("lookup_pin_unpin_us", figure_quantile(p50, ROUNDS, 0.5), "us", rtt,
+		"socket round trip; p50, 2^20 blocks");
+	print("lookup_pin_unpin_p99_us", figure_quantile(p99, ROUNDS, 0.5), "us", FIGURE_NONE,
+		"p99, 2^20 blocks");
+	print("prefix_lookup_128_us", figure_quantile(prefix, ROUNDS, 0.5), "us", FIGURE_NONE,
+		"keys given");
+	print("prefix_pin_unpin_128_us", figure_quantile(prefix_pin, ROUNDS, 0.5), "us",
+		PREFIX * rtt, "128 socket round trips");
 	if (!WIFSIGNALED(dirty)) {
 		fprintf(stderr,
 			"bench_lookup: strict seccomp lets system calls through here; nothing is "
@@ -310,11 +294,11 @@ int main(void)
 		return 1;
 	}
 	print("lookup_system_calls", WIFEXITED(clean) && WEXITSTATUS(clean) == 0 ? 0 : 1, "calls",
-		0, "must be 0: 100,000 lookups and 2,000 prefixes under SECCOMP_MODE_STRICT");
+		FIGURE_NONE, "100,000 lookups and 2,000 prefixes under SECCOMP_MODE_STRICT");
 	pin_map_fini(&client.pins);
 	index_map_fini(&client.index);
 	index_free(x);
 	free(keys);
 	free(us);
-	return 0;
+	return figure_status();
 }

@@ -13,11 +13,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
 #include "daemon/base/counters.h"
 #include "daemon/base/loop.h"
 #include "daemon/cache/cache.h"
+#include "tests/bench/figure.h"
 
 enum {
 	LAYERS = 36,
@@ -39,14 +39,6 @@ static struct stage_geometry geometry;
 static uint8_t *stage;
 static uint64_t stage_offset;
 static struct gate_info gate;
-
-static double now_us(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec * 1e6 + (double)t.tv_nsec * 1e-3;
-}
 
 static float uniform(void)
 {
@@ -225,24 +217,17 @@ static double copy_us(uint64_t bytes)
 	memset(from, 1, bytes);
 	memset(to, 2, bytes);
 	for (int i = 0; i < TURNS; i++) {
-		double t = now_us();
+		double t = figure_now_us();
 
 		memcpy(to, from, bytes);
 		__asm__ volatile("" : : "r"(to) : "memory");
-		t = now_us() - t;
+		t = figure_now_us() - t;
 		if (i == 0 || t < best)
 			best = t;
 	}
 	free(from);
 	free(to);
 	return best;
-}
-
-static int by_value(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return x < y ? -1 : x > y;
 }
 
 int main(void)
@@ -271,9 +256,9 @@ int main(void)
 			put((uint32_t)turn << 16 | i);
 		assert(look(before, &all) == n);
 		pool_writable(0);
-		t = now_us();
+		t = figure_now_us();
 		cache_purge(tenant, 0, NULL, KEEP, &r);
-		us[turn] = (now_us() - t) / ((double)all / (1 << 30));
+		us[turn] = (figure_now_us() - t) / ((double)all / (1 << 30));
 		pool_writable(1);
 		assert(look(after, &kept) == n && r.bytes == all - kept &&
 			r.planes == n * (gate.n_edges + 1 - KEEP));
@@ -282,15 +267,10 @@ int main(void)
 		cache_purge(tenant, 0, NULL, 0, &r);
 		assert(r.blocks == n);
 	}
-	qsort(us, TURNS, sizeof(us[0]), by_value);
 	double memcpy_us = copy_us(kept) / ((double)all / (1 << 30));
-	printf("{\"suite\":\"core\",\"name\":\"plane_drop_us_per_GiB\",\"value\":%.1f,\"unit\":"
-	       "\"us/GiB\",",
-		us[TURNS / 2]);
-	printf("\"limit\":%.1f,\"limit_what\":\"memcpy of the %.0f %% that stays; bytes copied "
-	       "here: 0\",",
-		memcpy_us, (double)kept_share * 100);
-	printf("\"ratio\":%.5f}\n", us[TURNS / 2] / memcpy_us);
+	figure_print(&(struct figure_line){"core", "plane_drop_us_per_GiB", "us/GiB",
+			     figure_median(us, TURNS), memcpy_us, FIGURE_NONE},
+		"memcpy of the %.0f %% that stays; bytes copied here: 0", (double)kept_share * 100);
 	staging_unref(staging);
-	return 0;
+	return figure_status();
 }

@@ -9,6 +9,7 @@
 #include "tests/bench/bench_quality.h"
 
 #include <assert.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,14 +19,13 @@
 #include <cblas.h>
 
 #include "gates/gate.h"
+#include "tests/bench/figure.h"
 #include "tests/lib/harness.h"
 
 #define CHUNK_ROWS 1024
 #define GATES      2 /* methods that see every context; the others, hopeless and slow, every BESIDE-th */
 #define BESIDE     5
 #define VIEWS      (1 + QUALITY_METHODS * QUALITY_RATIOS) /* the full cache, then method by method */
-
-static const double must[QUALITY_RATIOS] = {99.5, 99.5, 99.3, 98};
 
 struct tasks {
 	uint32_t n;
@@ -50,6 +50,18 @@ static uint32_t task_of(struct tasks *t, const char *name)
 	}
 	t->name[t->n] = name;
 	return t->n++;
+}
+
+/* Rows of one call: a question and its answer have to fit. */
+static uint32_t rows_of(const struct quality_sample *s, uint32_t n)
+{
+	uint32_t rows = CHUNK_ROWS;
+
+	for (uint32_t i = 0; i < n; i++)
+		for (uint32_t j = 0; j < s[i].n_questions; j++)
+			if (s[i].question[j].n_tokens > rows)
+				rows = s[i].question[j].n_tokens;
+	return rows;
 }
 
 static struct kvg_gate *open_gate(const char *folder, const char *name)
@@ -166,7 +178,7 @@ static void worker(struct quality *q, const struct daemon_process *d,
 
 	assert(counts);
 	for (int m = 0; m < QUALITY_METHODS; m++)
-		layout[m] = quality_layout(client, q, (enum quality_method)m);
+		layout[m] = quality_layout(client, q, (enum quality_method)m, job);
 	for (uint32_t i = job; i < n; i += jobs) {
 		one_context(q, client, layout, &s[i], task_of(tasks, s[i].task),
 			seen_before(s, i) % BESIDE ? GATES : QUALITY_METHODS, counts);
@@ -193,15 +205,31 @@ static void add(struct counts *sum, const struct counts *c)
 	}
 }
 
+/* Every job holds one context under every method; planes and pages round up by less than a half. */
+static uint64_t memory_mib(
+	const struct quality *q, const struct quality_sample *s, uint32_t n, unsigned jobs)
+{
+	const uint64_t row = 2ull * model_runs(&q->model->config) * q->model->config.head_dim * 2;
+	uint64_t longest = 0;
+
+	for (uint32_t i = 0; i < n; i++)
+		longest = s[i].n_tokens > longest ? s[i].n_tokens : longest;
+	return 512 + (longest * row * QUALITY_METHODS * jobs * 3 / 2 >> 20);
+}
+
 static void run_jobs(struct quality *q, const struct quality_sample *s, uint32_t n,
 	struct tasks *tasks, unsigned jobs, struct counts *ret)
 {
 	struct daemon_process d;
+	char config[128];
 	int out[64];
 	pid_t pid[64];
 
-	daemon_start(
-		&d, "[memory]\nhost_bytes = 768MiB\nsegment_bytes = 64MiB\nindex_slots = 65536\n");
+	snprintf(config, sizeof(config),
+		"[memory]\nhost_bytes = %" PRIu64 "MiB\nsegment_bytes = 64MiB\n"
+		"index_slots = 65536\n",
+		memory_mib(q, s, n, jobs));
+	daemon_start(&d, config);
 	for (unsigned j = 0; j < jobs; j++) {
 		int p[2];
 
@@ -236,7 +264,7 @@ static void run_jobs(struct quality *q, const struct quality_sample *s, uint32_t
 	daemon_cleanup(&d);
 }
 
-/* In % of the full cache, mean over the tasks; a task that the full cache fails says nothing. */
+/* In % of the full cache, mean over the tasks; a task that the full cache fails says nothing. NAN: it fails all. */
 static double percent(const struct counts *c, const struct tasks *tasks, int method, uint32_t view)
 {
 	double sum = 0;
@@ -250,7 +278,7 @@ static double percent(const struct counts *c, const struct tasks *tasks, int met
 		sum += 100. * c->right[t][view] / full;
 		n++;
 	}
-	return n ? sum / n : 0;
+	return n ? sum / n : NAN;
 }
 
 static uint32_t view_of(int method, int ratio)
@@ -258,7 +286,8 @@ static uint32_t view_of(int method, int ratio)
 	return 1 + (uint32_t)(method * QUALITY_RATIOS + ratio);
 }
 
-static void report(const struct counts *c, const struct tasks *tasks)
+/* For who wants to see more than means. */
+static void print_tasks(const struct counts *c, const struct tasks *tasks)
 {
 	for (uint32_t t = 0; t < tasks->n; t++) {
 		fprintf(stderr, "%-16s %4u asked, %4u right with the full cache (%u beside)",
@@ -270,28 +299,46 @@ static void report(const struct counts *c, const struct tasks *tasks)
 		}
 		fprintf(stderr, "\n");
 	}
-	for (int i = 0; i < QUALITY_RATIOS; i++) {
-		double gate = percent(c, tasks, QUALITY_GATE, view_of(QUALITY_GATE, i)),
-		       text = percent(c, tasks, QUALITY_TEXT, view_of(QUALITY_TEXT, i));
-		double best = gate > text ? gate : text;
+}
 
-		printf("{\"suite\":\"quality\",\"name\":\"quality_r%.0f\",\"value\":%.2f,\"unit\":"
-		       "\"%%\",\"limit\":%.1f,"
-		       "\"limit_what\":\"must be at least; the full cache is 100, the %s "
-		       "gate\",\"ratio\":%.4f}\n",
-			100 * quality_ratio[i], best, must[i], gate >= text ? "task" : "text",
-			best / 100);
-		for (int m = 0; m < QUALITY_METHODS; m++) {
-			double p = percent(c, tasks, m, view_of(m, i));
+static void print_beside(const char *name, int method, double percent)
+{
+	char beside[64];
 
-			printf("{\"suite\":\"quality\",\"name\":\"quality_r%.0f_%s\",\"value\":%."
-			       "2f,\"unit\":\"%%\","
-			       "\"limit\":null,\"limit_what\":\"beside "
-			       "quality_r%.0f%s\",\"ratio\":%.4f}\n",
-				100 * quality_ratio[i], quality_name[m], p, 100 * quality_ratio[i],
-				m < GATES ? "" : ", on every fifth context", p / 100);
-		}
+	snprintf(beside, sizeof(beside), "%s_%s", name, quality_name[method]);
+	if (isnan(percent)) {
+		fprintf(stderr, "%s: nothing was right with the full cache there\n", beside);
+		return;
 	}
+	figure_print(
+		&(struct figure_line){"quality", beside, "%", percent, FIGURE_NONE, percent / 100},
+		"beside %s%s", name, method < GATES ? "" : ", on every fifth context");
+}
+
+/* 0, or 1 when there is nothing to compare with. */
+static int report(const struct counts *c, const struct tasks *tasks)
+{
+	print_tasks(c, tasks);
+	for (int i = 0; i < QUALITY_RATIOS; i++) {
+		const double gate = percent(c, tasks, QUALITY_GATE, view_of(QUALITY_GATE, i)),
+			     text = percent(c, tasks, QUALITY_TEXT, view_of(QUALITY_TEXT, i)),
+			     best = gate > text ? gate : text;
+		char name[32];
+
+		if (isnan(best)) {
+			fprintf(stderr,
+				"bench_quality: the full cache answers no question right: "
+				"there is nothing to compare with\n");
+			return 1;
+		}
+		snprintf(name, sizeof(name), "quality_r%.0f", 100 * quality_ratio[i]);
+		figure_print(
+			&(struct figure_line){"quality", name, "%", best, FIGURE_NONE, best / 100},
+			"the full cache is 100, the %s gate", gate >= text ? "task" : "text");
+		for (int m = 0; m < QUALITY_METHODS; m++)
+			print_beside(name, m, percent(c, tasks, m, view_of(m, i)));
+	}
+	return 0;
 }
 
 int main(int argc, char **argv)
@@ -305,6 +352,7 @@ int main(int argc, char **argv)
 	uint32_t n, contexts = 0;
 	unsigned jobs = (unsigned)sysconf(_SC_NPROCESSORS_ONLN);
 	char why[256];
+	int failed;
 
 	assert(sum);
 	for (int i = 1; i < argc; i += 2) {
@@ -331,13 +379,13 @@ int main(int argc, char **argv)
 		fprintf(stderr, "bench_quality: %s\n", why);
 		return 1;
 	}
-	if (forward_new(q.model, CHUNK_ROWS, attention_isa_best(), &q.forward))
+	if (forward_new(q.model, rows_of(s, n), attention_isa_best(), &q.forward))
 		return 1;
 	q.gate[0] = open_gate(folder, "gate.safetensors");
 	q.gate[1] = open_gate(folder, "gate_text.pt");
 	calibrate(&q, s, n, &tasks);
 	run_jobs(&q, s, n, &tasks, jobs, sum);
-	report(sum, &tasks);
+	failed = report(sum, &tasks);
 	quality_samples_free(s, n);
 	kvg_gate_close(q.gate[0]);
 	kvg_gate_close(q.gate[1]);
@@ -345,5 +393,5 @@ int main(int argc, char **argv)
 	model_free(q.model);
 	free(q.head_mean);
 	free(sum);
-	return 0;
+	return failed || figure_status();
 }

@@ -13,9 +13,8 @@
 #include "client/worker/forward.h"
 #include "client/worker/store.h"
 
-#define QUALITY_TASKS_MAX     64
-#define QUALITY_QUESTIONS_MAX 64
-#define QUALITY_SNAP_QUERIES  32
+#define QUALITY_TASKS_MAX    64
+#define QUALITY_SNAP_QUERIES 32
 
 enum quality_method {
 	QUALITY_GATE,   /* the lab model's gate */
@@ -36,11 +35,11 @@ struct quality_sample {
 	uint32_t *tokens; /* <bos> SYS <ctx> context */
 	uint32_t n_tokens;
 	uint32_t n_questions;
-	struct {
+	struct quality_question {
 		uint32_t *tokens; /* <q> question <a> answer, and <eos> unless it was cut */
 		uint32_t n_tokens;
 		uint32_t n_answer; /* of them at the end */
-	} question[QUALITY_QUESTIONS_MAX];
+	} * question;
 };
 
 /* Samples [i] in the order of the file, at most `contexts` of each task (0: all). Exits with a message on a bad file. */
@@ -78,8 +77,9 @@ struct quality_planes {
 	struct kvg_pin *pin;
 	struct kvg_key *key;
 };
+/* Layouts of two jobs share no blocks, whatever their contexts have in common: each job purges its own. */
 struct kvg_layout *quality_layout(
-	struct kvg_client *c, const struct quality *q, enum quality_method m);
+	struct kvg_client *c, const struct quality *q, enum quality_method m, unsigned job);
 void quality_put(struct quality_planes *p, struct kvg_client *c, struct kvg_layout *l,
 	const struct quality_context *x, const float *score);
 void quality_drop(struct quality_planes *p, struct kvg_client *c);

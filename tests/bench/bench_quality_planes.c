@@ -10,7 +10,7 @@
 #define BLOCK 256
 
 struct kvg_layout *quality_layout(
-	struct kvg_client *c, const struct quality *q, enum quality_method m)
+	struct kvg_client *c, const struct quality *q, enum quality_method m, unsigned job)
 {
 	const struct model_config *config = &q->model->config;
 	struct kvg_layout_options o = KVG_OPTIONS_INIT(kvg_layout_options);
@@ -18,7 +18,7 @@ struct kvg_layout *quality_layout(
 	uint8_t digest[32] = {0};
 	int r;
 
-	snprintf((char *)digest, sizeof(digest), "quality %s", quality_name[m]);
+	snprintf((char *)digest, sizeof(digest), "quality %s %u", quality_name[m], job);
 	o.model = "lab";
 	o.layers = config->layers;
 	o.heads = config->kv_heads;
@@ -55,7 +55,7 @@ static void put_block(struct quality_planes *p, struct kvg_client *c,
 	uint32_t from = block * BLOCK, n = x->sample->n_tokens - from;
 	struct kvg_stage s;
 	struct kvg_commit item = {.stage = &s, .parent = block ? &p->key[block - 1] : NULL};
-	struct kvg_commit_result result;
+	struct kvg_commit_result result = {0};
 
 	if (n > BLOCK)
 		n = BLOCK;

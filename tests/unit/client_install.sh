@@ -1,12 +1,24 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # client_install.sh BUILD SOURCE CC: installs the client into an empty folder, then builds the example as a stranger would,
-# by pkg-config and by CMake, and runs it without a daemon: it must link, start, and say what is missing.
+# by pkg-config and by CMake, in C and in C++, and runs it without a daemon: it must link, start, and say what is missing.
 set -eu
 build=$1 source=$2 cc=$3
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-cmake --install "$build/client" --prefix "$dir/inst" >/dev/null
+cmake --install "$build/client" --prefix "$dir/first" >/dev/null
+cmake --install "$build/daemon" --prefix "$dir/first" >/dev/null
+mv "$dir/first" "$dir/inst"
+
+starts() # starts PROGRAM TEXT: from the folder it was installed to, with no help from the environment
+{
+	env -i "$dir/inst/$1" --version >"$dir/out" 2>&1 && grep -q "$2" "$dir/out" || {
+		echo "the installed $1 --version:"; cat "$dir/out"; exit 1
+	}
+}
+starts bin/kvgatectl libkvgate
+starts sbin/kvgated kvgated
+env -i "$dir/inst/bin/kvgate-worker" --help >"$dir/out" 2>&1 || { cat "$dir/out"; exit 1; }
 pc=$(dirname "$(find "$dir/inst" -name kvgate.pc)")
 flags=$(PKG_CONFIG_PATH=$pc pkg-config --cflags --libs kvgate)
 case $flags in *"$dir"*) ;; *) echo "kvgate.pc does not follow its folder: $flags"; exit 1 ;; esac
@@ -19,6 +31,19 @@ refuses() # refuses PROGRAM
 
 $cc "$source/client/demo/example.c" -o "$dir/by-pkg-config" $flags -Wl,-rpath,"$(dirname "$pc")"
 refuses "$dir/by-pkg-config"
+
+# the installed header in C++: what -Wextra says of initializers differs by compiler and standard
+compilers=0
+for cxx in g++ clang++ clang++-14; do
+	command -v $cxx >/dev/null || continue
+	compilers=$((compilers + 1))
+	for std in 11 14 17 20 2b; do
+		$cxx -x c++ -std=c++$std -pedantic -Wall -Wextra -Werror "$source/tests/unit/use_header.c" -o "$dir/c++$std" $flags \
+			-Wl,-rpath,"$(dirname "$pc")"
+		! KVGATE_SOCKET=$dir/none "$dir/c++$std" || { echo "$cxx -std=c++$std: no error without a daemon"; exit 1; }
+	done
+done
+[ $compilers -gt 0 ] || { echo "no C++ compiler here: install g++ or clang-14"; exit 1; }
 
 mkdir "$dir/project"
 cp "$source/client/demo/example.c" "$dir/project"

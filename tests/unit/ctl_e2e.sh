@@ -54,6 +54,38 @@ for command in status top ls inspect events policy purge gate version; do
 	says "$command" $command --help
 done
 
+# gates and traces need no daemon; the golden scores were made with PyTorch, from states rounded to bf16
+lab=$source/client/demo/lab
+for action in inspect convert calibrate score; do
+	says "^  $action " gate --help
+done
+refused 2 "wants an action" gate
+refused 2 "score wants FILE" gate score "$lab/gate.pt"
+refused 1 "wants hidden.0" gate score "$lab/gate.pt" "$lab/model.safetensors"
+json "o['wrote'] == '$dir/gate.safetensors'" gate convert "$lab/gate.pt" "$dir/gate.safetensors" --model converted
+digest=$("$ctl" --json gate inspect "$lab/gate.safetensors" | sed -n 's/.*"digest": *"\(.*\)".*/\1/p')
+[ ${#digest} = 64 ] || fail "no digest: '$digest'"
+json "o['digest'] == '$digest' and o['model'] == 'converted' and o['edges'] == []" gate inspect "$dir/gate.safetensors"
+says "4 heads of 2 queries" gate inspect "$dir/gate.safetensors"
+python3 "$source/tests/unit/ctl_files.py" kvzap "$dir/kvzap"
+says "2 layers, 3 heads, hidden size 8" gate inspect "$dir/kvzap/model.safetensors"
+for fast in "" --fast; do
+	json "o['tokens'] == 403 and len(o['layers']) == 8" gate score $fast "$dir/gate.safetensors" "$lab/ref.safetensors" "$dir/scores"
+	python3 "$source/tests/unit/ctl_files.py" scores "$dir/scores" "$lab/ref.safetensors" || fail "gate score $fast: other scores"
+done
+says "best 20.0 %" gate calibrate "$lab/gate.pt" "$dir/calibrated" "$lab/ref.safetensors" --retained .2,.5 --model lab
+"$ctl" --json gate inspect "$dir/calibrated" >"$dir/out"
+python3 "$source/tests/unit/ctl_files.py" edges "$dir/out" "$dir/scores" || fail "gate calibrate: other edges"
+json "[round(e['score'], 4) for e in o['edges']] == [0.5, 0.25]" gate calibrate "$lab/gate.pt" "$dir/given" --retained .2,.5 --edges .5,.25
+printf '%s\n' '{"hash_ids": [1, 2]}' '{"hash_ids": [1, 3]}' '{"hash_ids": [1, 2]}' >"$dir/trace"
+json "[r['hits'] for r in o if r['capacity'] == 3] == [3] * 4" replay "$dir/trace" --capacity 1,2,3
+json "[(r['policy'], r['hits']) for r in o] == [('optimum', 2), ('optimum', 3)]" replay "$dir/trace" --capacity 1,2 --policy optimum
+json "[r['hits'] for r in o] == [2]" replay "$dir/trace" --capacity 2 --policy lru
+says "3 requests, 6 blocks, 3 of them different" replay "$dir/trace" --capacity 2 --floor .3
+refused 1 "nowhere" replay "$dir/nowhere"
+refused 2 "no policy 'fifo'" replay "$dir/trace" --policy fifo
+refused 2 "capacity is a list" replay "$dir/trace" --capacity 0
+
 printf '[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\n' >"$dir/conf"
 "$build/daemon/kvgated" --config "$dir/conf" --socket "$dir/sock" 2>"$dir/log" &
 pid=$!
