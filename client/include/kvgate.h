@@ -279,6 +279,12 @@ struct kvg_commit {
 	const struct kvg_stage *stage;
 	struct kvg_key key;
 	const struct kvg_key *parent; /* NULL: a root */
+	/*
+	 * So many first and so many last tokens of the block are protected in every layer and head,
+	 * whatever their scores or hidden states say: system prompt, recent window. Together n_tokens
+	 * at most, or the item is refused.
+	 */
+	uint32_t protect_first, protect_last;
 };
 struct kvg_commit_result {
 	int code; /* enum kvg_code: OK and EXISTS mean it is there */

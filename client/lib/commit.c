@@ -38,6 +38,8 @@ static void fill(
 			to->parent = key_bytes(items[i].parent);
 		to->tokens = items[i].stage->n_tokens;
 		to->token_ids = items[i].stage->tokens != NULL;
+		to->protect_first = items[i].protect_first;
+		to->protect_last = items[i].protect_last;
 		m->item[i] = to;
 	}
 	m->body.items = m->item;

@@ -177,6 +177,7 @@ struct cache_commit {
 	uint64_t offset;         /* of the stage */
 	enum stage_input input;
 	uint32_t tokens;
+	uint32_t protect_first, protect_last; /* tokens; together at most `tokens` */
 	bool token_ids;
 	bool has_parent;
 	struct kvg_key key, parent;

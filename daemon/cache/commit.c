@@ -148,13 +148,16 @@ static void on_results(void *cache)
 
 /* ---- the public side ---- */
 
-static const char *bad_argument(const struct cache_commit *q, const struct stage_geometry *g)
+static const char *bad_argument(
+	const struct cache_commit *q, uint32_t tokens, const struct stage_geometry *g)
 {
 	const struct cache_layout *l = q->layout;
 	bool opaque = l->identity.shape.opaque_bytes;
 
 	if (q->tokens > l->identity.shape.tokens)
 		return "tokens is more than block_tokens of the layout";
+	if (q->protect_first > tokens || q->protect_last > tokens - q->protect_first)
+		return "protect_first and protect_last are more tokens than the block has";
 	if (q->input != STAGE_INPUT_NONE && q->input != STAGE_INPUT_SCORES &&
 		q->input != STAGE_INPUT_HIDDEN)
 		return "input is unknown";
@@ -187,6 +190,8 @@ static void fill(struct cache_job *j, const struct cache_commit *q, const struct
 		.geometry = *g,
 		.input = q->input,
 		.tokens = j->pack.tokens,
+		.protect_first = q->protect_first,
+		.protect_last = q->protect_last,
 		.token_ids = q->token_ids,
 		.ids = q->token_ids ? j->ids : NULL,
 		.edges = l->identity.edges,
@@ -217,7 +222,7 @@ int cache_commit(struct cache_tenant *t, const struct cache_commit *q, cache_com
 	loop_assert_owner(c->loop);
 	assert(q->layout->tenant == t);
 	cache_layout_stage(q->layout, q->input, tokens, &g);
-	why = bad_argument(q, &g);
+	why = bad_argument(q, tokens, &g);
 	j = calloc(1, sizeof(*j) + (!why && q->token_ids ? tokens * sizeof(uint32_t) : 0));
 	if (!j)
 		return -ENOMEM;

@@ -139,6 +139,15 @@ static void layer_scores(struct pack *k, uint32_t layer, uint32_t gate_layer, fl
 	}
 }
 
+/* Before scores become keys: so every kernel sees +inf, from whatever they were scored by. */
+static void protect(const struct pack_job *j, float *scores)
+{
+	for (uint32_t t = 0; t < j->protect_first; t++)
+		scores[t] = INFINITY;
+	for (uint32_t t = j->tokens - j->protect_last; t < j->tokens; t++)
+		scores[t] = INFINITY;
+}
+
 /* Where the bands end in a sorted run. */
 static void cut_run(const struct pack_job *j, const uint32_t *keys, uint32_t tokens,
 	uint32_t n_planes, const uint32_t *bound, uint16_t *ret)
@@ -170,6 +179,7 @@ static int order_layer(struct pack *k, uint32_t layer, const uint32_t *bound)
 	for (uint32_t h = 0; h < k->heads; h++) {
 		uint32_t *keys = k->keys + (size_t)(first + h) * k->tokens;
 
+		protect(j, scores + (size_t)h * k->tokens);
 		if (!kernels->keys(scores + (size_t)h * k->tokens, k->tokens, keys))
 			return fail(j, KVG_CODE_BAD_SCORES,
 				"%s of layer %u, head %u: NaN or -inf among them",
@@ -297,6 +307,7 @@ int pack_run(struct packer *p, struct pack_job *j)
 	int code = KVG_CODE_OK;
 
 	assert(j->n_edges < KVG_PLANES_MAX && j->tokens > 0 && j->tokens <= j->shape->tokens);
+	assert(j->protect_first <= j->tokens && j->protect_last <= j->tokens);
 	memset(j->plane, 0, sizeof(j->plane));
 	j->n_planes = k.n_planes;
 	j->used = 0;

@@ -23,7 +23,8 @@ struct pack_job {
 	struct stage_geometry geometry;
 	enum stage_input input;
 	uint32_t tokens;
-	bool token_ids;      /* the ids are stored in plane 0 */
+	uint32_t protect_first, protect_last; /* tokens that score +inf in every gated run */
+	bool token_ids;                       /* the ids are stored in plane 0 */
 	const uint32_t *ids; /* [tokens] the copy whose hash was checked: stored instead of what
 					 * lies in staging now; NULL: taken from staging */
 	const float *edges;  /* descending; compared with scores rounded to f16 */

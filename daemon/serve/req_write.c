@@ -143,7 +143,7 @@ struct commit_args {
 		uint64_t stage;
 		struct kvg_key key, parent;
 		bool has_parent, token_ids;
-		uint32_t tokens;
+		uint32_t tokens, protect_first, protect_last;
 	} item[];
 };
 
@@ -163,6 +163,8 @@ int prep_commit(struct request *r, const Kvgate__V1__Request *q)
 
 		a->item[i].stage = item->stage;
 		a->item[i].tokens = item->tokens;
+		a->item[i].protect_first = item->protect_first;
+		a->item[i].protect_last = item->protect_last;
 		a->item[i].token_ids = item->token_ids;
 		a->item[i].has_parent = item->parent.len != 0;
 		code = request_key(r, "key", &item->key, &a->item[i].key);
@@ -267,6 +269,8 @@ static void item_start(
 	struct cache_commit c = {
 		.staging = item->batch->staging,
 		.tokens = a->item[i].tokens,
+		.protect_first = a->item[i].protect_first,
+		.protect_last = a->item[i].protect_last,
 		.token_ids = a->item[i].token_ids,
 		.has_parent = a->item[i].has_parent,
 		.key = a->item[i].key,

@@ -259,8 +259,10 @@ static void test_shorter_block(void **state)
 	struct kvg_commit_result result;
 	struct kvg_stage st;
 	struct kvg_commit item = {.stage = &st, .parent = &key[BLOCKS - 1]};
+	struct kvg_plane plane[KVG_PLANES_MAX];
 	struct kvg_pin pin;
 	uint32_t tokens[9];
+	int n;
 
 	(void)state;
 	assert_int_equal(kvg_stage(l, KVG_INPUT_SCORES, 1, &st), 1);
@@ -268,11 +270,18 @@ static void test_shorter_block(void **state)
 	content_fill(&model_small, 70, &st);
 	content_tokens(70, 9, tokens);
 	kvg_key_block(l, &key[BLOCKS - 1], tokens, 9, &item.key);
+	item.protect_first = 2;
+	item.protect_last = 3;
 	assert_int_equal(kvg_commit(c, &item, 1, &result), 0);
 	assert_string_equal(result.error, "");
 	assert_int_equal(kvg_lookup_pin(l, &item.key, 1, &pin), 0);
 	assert_int_equal(pin.tokens, 9);
 	assert_int_equal(content_compare(&model_small, 70, l, &pin), 9 * 8);
+	n = kvg_planes(l, &pin, plane);
+	for (int p = 0; p < n; p++)
+		for (uint32_t i = 0; i < plane[p].pairs; i++)
+			assert_int_equal(plane[p].score[i] == 0x7c00,
+				plane[p].index[i] < 2 || plane[p].index[i] >= 6);
 	kvg_unpin(c, &pin, 1);
 }
 

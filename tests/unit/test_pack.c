@@ -37,6 +37,7 @@ static uint32_t rnd(void)
 struct block {
 	struct kv_shape shape;
 	uint32_t tokens, n_edges, floor;
+	uint32_t protect_first, protect_last;
 	enum stage_input input;
 	bool ids, ids_copy;
 	bool some_ungated;
@@ -151,16 +152,17 @@ static void stage(const struct block *b, struct staged *ret)
 			float v = random_score(b->kind);
 			uint32_t l = r / s->heads, h = r % s->heads, gl = st.layer_gate[l];
 			size_t at = ((size_t)gl * b->tokens + t) * st.hidden + h;
+			bool kept = t < b->protect_first || t >= b->tokens - b->protect_last;
 
 			if (b->input == STAGE_INPUT_HIDDEN && b->hidden_dtype == KVG_DTYPE_BF16)
 				v = bf16_to_f32(bf16_from_f32(v));
 			st.score[(size_t)r * b->tokens + t] =
-				gl == UINT32_MAX || b->input == STAGE_INPUT_NONE ? INFINITY : v;
+				gl == UINT32_MAX || b->input == STAGE_INPUT_NONE || kept ? INFINITY
+											 : v;
+			/* of ungated layers and protected tokens nobody looks at the scores */
 			if (b->input == STAGE_INPUT_SCORES)
 				((float *)(st.mem + st.g.aux_off))[(size_t)r * b->tokens + t] =
-					gl == UINT32_MAX
-					? NAN
-					: v; /* of ungated layers nobody looks at them */
+					gl == UINT32_MAX || kept ? NAN : v;
 			else if (b->input == STAGE_INPUT_HIDDEN && gl != UINT32_MAX) {
 				if (b->hidden_dtype == KVG_DTYPE_F32)
 					((float *)(st.mem + st.g.aux_off))[at] = v;
@@ -292,6 +294,8 @@ static void init_job(
 		.geometry = st->g,
 		.input = b->input,
 		.tokens = b->tokens,
+		.protect_first = b->protect_first,
+		.protect_last = b->protect_last,
 		.token_ids = b->ids,
 		.ids = b->ids_copy ? st->ids : NULL,
 		.edges = b->edges,
@@ -468,6 +472,27 @@ static void test_inputs(void **state)
 		b.edges[6] = 0.05f;
 		pack_and_check(*state, &b);
 	}
+}
+
+/* First and last tokens are the best of every run, whoever scored it and whatever it says of them. */
+static void test_protected(void **state)
+{
+	static const uint32_t tokens[][2] = {{1, 0}, {0, 1}, {5, 9}, {64, 0}, {0, 64}, {30, 34}};
+
+	for (size_t i = 0; i < sizeof(tokens) / sizeof(tokens[0]); i++)
+		for (int input = STAGE_INPUT_NONE; input <= STAGE_INPUT_HIDDEN; input++)
+			for (int ungated = 0; ungated < 2; ungated++) {
+				struct block b = usual();
+
+				b.input = (enum stage_input)input;
+				b.hidden_dtype = KVG_DTYPE_F32;
+				b.kind = 3 *
+					ungated; /* by themselves they would be in the last plane */
+				b.some_ungated = ungated;
+				b.protect_first = tokens[i][0];
+				b.protect_last = tokens[i][1];
+				pack_and_check(*state, &b);
+			}
 }
 
 static void test_opaque(void **state)
@@ -731,6 +756,7 @@ int main(void)
 	const struct CMUnitTest by_kernels[] = {
 		cmocka_unit_test_setup_teardown(test_dtypes_and_dims, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_tokens, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_protected, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_opaque, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_reads_no_further, setup, teardown),
 	};

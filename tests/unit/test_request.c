@@ -205,6 +205,40 @@ static void test_commit(void **state)
 	assert_int_equal(client_code(&c, &q), KVG_CODE_BAD_ARGUMENT);
 }
 
+/* Protected tokens: all of a block at most; a sum that wraps around is no way in. */
+static void test_commit_protected(void **state)
+{
+	REQUEST(q, commit, Commit, COMMIT, COMMIT);
+	static const struct {
+		uint32_t first, last, tokens, code;
+	} is[] = {{1, 3, 0, KVG_CODE_OK}, {2, 3, 0, KVG_CODE_BAD_ARGUMENT},
+		{2, UINT32_MAX, 0, KVG_CODE_BAD_ARGUMENT}, {4, 0, 3, KVG_CODE_BAD_ARGUMENT}};
+	Kvgate__V1__CommitItem item[4], *items[4];
+	uint8_t keys[4][KVG_KEY_BYTES];
+	struct answer a;
+	uint64_t ids[4];
+
+	(void)state;
+	assert_int_equal(client_stage(&c, layout, 4, ids), 4);
+	for (int i = 0; i < 4; i++) {
+		kvgate__v1__commit_item__init(&item[i]);
+		item[i].stage = ids[i];
+		item[i].key = key_of(keys[i], (uint8_t)(50 + i));
+		item[i].protect_first = is[i].first;
+		item[i].protect_last = is[i].last;
+		item[i].tokens = is[i].tokens;
+		items[i] = &item[i];
+	}
+	q_body.items = items;
+	q_body.n_items = 4;
+	client_ask(&c, &q, &a);
+	assert_int_equal(a.m->code, KVG_CODE_OK);
+	for (int i = 0; i < 4; i++)
+		assert_int_equal(a.m->commit->results[i]->code, is[i].code);
+	assert_non_null(strstr(a.m->commit->results[1]->error, "protect_first"));
+	answer_free(&a);
+}
+
 /* More than in_flight at once: the rest is refused, and works when the first are done. */
 static void test_in_flight(void **state)
 {
@@ -471,6 +505,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_stage, start, stop),
 		cmocka_unit_test_setup_teardown(test_abort, start, stop),
 		cmocka_unit_test_setup_teardown(test_commit, start, stop),
+		cmocka_unit_test_setup_teardown(test_commit_protected, start, stop),
 		cmocka_unit_test_setup_teardown(test_in_flight, start, stop),
 		cmocka_unit_test_setup_teardown(test_acquire_release, start, stop),
 		cmocka_unit_test_setup_teardown(test_prefetch, start, stop),
