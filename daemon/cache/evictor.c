@@ -286,8 +286,11 @@ bool evict_anyone(struct cache *c, uint64_t bytes)
 {
 	struct cache_tenant *most;
 
-	c->evict_turn += !c->evict_asking;
-	c->evict_asking = true;
+	if (!c->evict_asking) {
+		c->evict_turn++;
+		c->evict_question = c->question;
+		c->evict_asking = true;
+	}
 	while (evict_may(c)) {
 		most = fullest(c);
 		if (most) {
@@ -296,7 +299,8 @@ bool evict_anyone(struct cache *c, uint64_t bytes)
 				continue;
 		}
 		c->evict_asking = false;
-		return most;
+		/* who was asked first may have something by now */
+		return most || c->evict_question != c->question;
 	}
 	return true; /* who is left is asked in the next turn */
 }

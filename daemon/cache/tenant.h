@@ -95,6 +95,7 @@ struct cache {
 	bool evict_asking;               /* evict_anyone() has not asked everybody yet */
 	struct cache_tenant *evict_next; /* evict_on_timer() goes on here */
 	uint64_t evict_turn, question;   /* of evict_anyone(), of evict_ask_again() */
+	uint64_t evict_question;         /* the question when that turn began */
 	uint64_t rounds_turn;            /* the turn of the loop that `rounds` belongs to */
 	unsigned rounds;                 /* of eviction */
 

@@ -281,6 +281,7 @@ static void test_rounds_of_a_turn(void **state)
 		TENANTS = 10
 	};
 	struct cache_tenant *t[TENANTS];
+	struct kvg_handle pinned[TENANTS];
 	unsigned turns = 0, n = 0;
 
 	(void)state;
@@ -298,6 +299,7 @@ static void test_rounds_of_a_turn(void **state)
 		put_start(&f, t[i], &p);
 		put_wait(&f, &p);
 		assert_int_equal(cache_acquire(t[i], l, &p.q.key, 0.f, &r), KVG_CODE_OK);
+		pinned[i] = r.handle;
 	}
 	run_loop(&f, 1);
 	while (evict_may(f.cache)) {
@@ -312,6 +314,15 @@ static void test_rounds_of_a_turn(void **state)
 	assert_int_equal(turns, (TENANTS + n - 1) / n);
 	for (unsigned i = 0; i < TENANTS; i++)
 		assert_int_equal(t[i]->n_blocks, 1);
+	/* one that was asked already has something, while others are still to be asked: never "nobody" */
+	run_loop(&f, 1);
+	assert_true(evict_anyone(f.cache, 1));
+	assert_int_equal(cache_release(t[0], pinned[0]), KVG_CODE_OK);
+	for (turns = 0; t[0]->n_blocks; turns++) {
+		assert_true(turns < 20);
+		run_loop(&f, 1);
+		assert_true(evict_anyone(f.cache, 1));
+	}
 	stop();
 }
 
