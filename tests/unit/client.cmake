@@ -34,5 +34,5 @@ endif()
 if(TARGET kvgatectl AND TARGET kvgated AND NOT KVGATE_SANITIZE)
 	add_test(NAME ctl_e2e COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/ctl_e2e.sh ${CMAKE_BINARY_DIR}
 		${CMAKE_SOURCE_DIR} ${CMAKE_C_COMPILER})
-	set_tests_properties(ctl_e2e PROPERTIES LABELS scenario TIMEOUT 60)
+	set_tests_properties(ctl_e2e PROPERTIES LABELS scenario TIMEOUT 180)
 endif()

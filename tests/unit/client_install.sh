@@ -57,6 +57,6 @@ END
 CC=$cc cmake -G Ninja -S "$dir/project" -B "$dir/project/build" -DCMAKE_PREFIX_PATH="$dir/inst" >/dev/null
 cmake --build "$dir/project/build" >/dev/null
 refuses "$dir/project/build/example"
-for page in man3/kvgate.3 man1/kvgatectl.1; do
-	[ -s "$dir/inst/share/man/$page" ] || { echo "$page is missing"; exit 1; }
+for page in man3/kvgate.3 man1/kvgatectl.1 man8/kvgated.8 man5/kvgated.conf.5; do
+	mandoc -Tlint -Wwarning "$dir/inst/share/man/$page" || { echo "$page: missing, or see above"; exit 1; }
 done
