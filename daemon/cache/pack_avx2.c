@@ -24,14 +24,14 @@
 
 #include "daemon/cache/pack_order.h"
 
-#define AVX2	    __attribute__((target("avx2,f16c")))
+#define AVX2        __attribute__((target("avx2,f16c")))
 #define AVX2_INLINE AVX2 __attribute__((always_inline)) static inline
-#define FOLD	    __attribute__((target("avx2,f16c,sse4.2,pclmul,vpclmulqdq")))
+#define FOLD        __attribute__((target("avx2,f16c,sse4.2,pclmul,vpclmulqdq")))
 #define FOLD_INLINE FOLD __attribute__((always_inline)) static inline
-#define LANES	    8u
-#define VECTORS	    32u
-#define GROUP	    8u /* vectors that fit the registers together */
-#define LINE	    64u
+#define LANES       8u
+#define VECTORS     32u
+#define GROUP       8u /* vectors that fit the registers together */
+#define LINE        64u
 
 /* All ones in the first n lanes (n may be more than there are). */
 AVX2_INLINE __m256i first_lanes(uint32_t n)
@@ -79,8 +79,7 @@ AVX2 static bool keys_avx2(const float *scores, uint32_t n, uint32_t *ret_keys)
 		__m128i bits;
 
 		bad = _mm256_or_ps(bad, _mm256_cmp_ps(s, minus_inf, _CMP_NGT_UQ));
-		s = _mm256_blendv_ps(
-			_mm256_min_ps(s, max), inf, _mm256_cmp_ps(s, inf, _CMP_EQ_OQ));
+		s = _mm256_blendv_ps(_mm256_min_ps(s, max), inf, _mm256_cmp_ps(s, inf, _CMP_EQ_OQ));
 		s = _mm256_max_ps(s, min);
 		bits = _mm256_cvtps_ph(s, _MM_FROUND_TO_NEAREST_INT);
 		bits = flip(_mm_andnot_si128(_mm_cmpeq_epi16(bits, minus0), bits));
@@ -193,8 +192,8 @@ AVX2 static void merge_lanes(__m256i *v, uint32_t vectors, uint32_t group)
 		for (uint32_t i = 0; i < vectors; i++) {
 			__m256i other = _mm256_permutevar8x32_epi32(v[i], with);
 
-			v[i] = _mm256_blendv_epi8(_mm256_min_epu32(v[i], other),
-				_mm256_max_epu32(v[i], other), high);
+			v[i] = _mm256_blendv_epi8(
+				_mm256_min_epu32(v[i], other), _mm256_max_epu32(v[i], other), high);
 		}
 	}
 	merge_vectors(v, vectors, vectors / 2);
