@@ -23,9 +23,9 @@
  * it comes to be. A marked block's descendants are marked, and only a use takes a mark away, so each is set
  * at most once a use, and the walk is paid for by the uses.
  *
- * None of them is free: a run's length, once it is known, won up to .45 points on eight of 28 synthetic and derived
- * points and lost 1 where conversations alternate with batch jobs and half of them fit (trace_synthetic.py phases, 10,000
- * blocks: 43.9 %, LRU 45.0 %).
+ * None of them is free: a run's length, once it is known, won .07 to .45 points on nine of 28 synthetic
+ * and derived points, lost .1 to .2 on three, and a whole one where conversations alternate with batch
+ * jobs and half of them fit (trace_synthetic.py phases, 10,000 blocks: 43.9 %, LRU 45.0 %).
  *
  * Order. Value changes with age, and not always downwards: a young block's may rise, so no queue or heap stays sorted.
  * Like LHD, the victim is the least of a sample of those that may go (64 at random, and the runners-up of earlier
