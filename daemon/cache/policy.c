@@ -23,6 +23,10 @@
  * it comes to be. A marked block's descendants are marked, and only a use takes a mark away, so each is set
  * at most once a use, and the walk is paid for by the uses.
  *
+ * None of them is free: a run's length, once it is known, won .07 to .45 points on nine of 28 synthetic
+ * and derived points, lost .1 to .2 on three, and a whole one where conversations alternate with batch
+ * jobs and half of them fit (trace_synthetic.py phases, 10,000 blocks: 43.9 %, LRU 45.0 %).
+ *
  * Two kinds of thing may go: the last plane of a block, as far as its floor allows, and a leaf with all that is left of
  * it. Planes go first. Whoever set a floor of .3 said that the other 70 % are worth less than a miss: a block that is
  * gone has to be computed again, one at its floor answers nearly as well as a whole one.

@@ -34,10 +34,10 @@
  * all. Without bands, what is used often looks worthless when its turn is a little late, and S3-FIFO, which only
  * counts, is better under Zipf.
  *
- * What is sensitive. The weights are not: four times all of them costs .1 to .4 points here and there, other bands
- * (one octave) as little. More classes are: each thins out the others, and finer hit counts, or the last pause between
+ * What is sensitive. The weights are not: four times all of them (before there were bands) costs .1 to .4 points
+ * here and there, bands of one octave as little. More classes are: each thins out the others, and finer hit counts, or the last pause between
  * uses as one more trait, lost as often as they won. So is the memory of what was evicted: four times as much of
- * it costs small caches up to .5 points on some workloads and wins as much on others. Experience fades with a half-life of a few
+ * it costs small caches up to .9 points on some workloads and wins up to .6 on others. Experience fades with a half-life of a few
  * turnovers of everything that is known, so a change of workload is followed.
  */
 #include "daemon/cache/policy_learn.h"
