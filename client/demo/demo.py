@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo behind client/demo/run: real processes, a real model, one daemon; ends with a table of what was measured.
 
-demo.py BUILD LAB: BUILD holds kvgated, kvgatectl and kvgate-worker; LAB the model, its gate and the samples.
+demo.py BUILD LAB [CONTEXTS]: BUILD holds kvgated, kvgatectl and kvgate-worker; LAB the model, its gate and the samples;
+so many contexts are put under pressure (48; the tests take fewer).
 """
 import json
 import os
@@ -14,8 +15,9 @@ import tempfile
 import time
 
 BUILD, LAB = sys.argv[1], sys.argv[2]
-CONTEXTS = 48
+CONTEXTS = int(sys.argv[3]) if len(sys.argv) > 3 else 48
 PARALLEL = 2  # worker processes at a time
+SEGMENT = "16MiB" if CONTEXTS >= 48 else "4MiB"  # 15 % of the KV is to be some segments
 WORKER = os.path.join(BUILD, "client/worker/kvgate-worker")
 CTL = os.path.join(BUILD, "client/ctl/kvgatectl")
 DAEMON = os.path.join(BUILD, "daemon/kvgated")
@@ -39,7 +41,7 @@ class Daemon:
         self.socket = os.path.join(self.dir, "sock")
         config = os.path.join(self.dir, "conf")
         with open(config, "w") as f:
-            f.write(f"[memory]\nhost_bytes = {host_bytes}\nsegment_bytes = 16MiB\nindex_slots = 65536\nfloor = {floor}\n"
+            f.write(f"[memory]\nhost_bytes = {host_bytes}\nsegment_bytes = {SEGMENT}\nindex_slots = 65536\nfloor = {floor}\n"
                     f"[gate lab]\nfile = {GATE}\n")
         self.log = open(os.path.join(self.dir, "log"), "w+")
         self.process = subprocess.Popen([DAEMON, "--config", config, "--socket", self.socket], stderr=self.log)
@@ -99,13 +101,13 @@ def result_of(process):
 
 
 def samples():
-    """CONTEXTS contexts over all tasks, each as a file, with its first question and answer."""
+    """CONTEXTS contexts over all tasks but `copy`, whose answers have no end: each as a file, with a question and its answer."""
     by_task = {}
     with open(os.path.join(LAB, "samples.jsonl")) as f:
         for line in f:
             s = json.loads(line)
             by_task.setdefault(s["task"], []).append(s)
-    tasks = [t for t in sorted(by_task) if t not in ("copy",)]
+    tasks = [t for t in sorted(by_task) if t != "copy"]
     folder = tempfile.mkdtemp(prefix="kvgate-demo-contexts-")
     chosen = []
     for i in range(CONTEXTS):
@@ -215,7 +217,7 @@ def main():
                               "4. Memory for 15 % of it, retention floor 0.1: the least important pairs go.")
         part_pressure(chosen, full_bytes, budget, "1.0",
                       "5. The same memory, lossless: whole blocks go, and what is missing is computed again.")
-        if lossy < 0.9 * full_right:
+        if lossy < full_right - 1:
             sys.exit(f"under pressure {lossy} answers are right, {full_right} without")
     finally:
         shutil.rmtree(folder)

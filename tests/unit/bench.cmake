@@ -4,7 +4,7 @@ if(NOT KVGATE_SANITIZE)
 	foreach(name quality_samples quality_smoke)
 		add_test(NAME ${name} COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/${name}.sh ${CMAKE_BINARY_DIR}
 			${CMAKE_SOURCE_DIR})
-		set_tests_properties(${name} PROPERTIES LABELS scenario TIMEOUT 300
+		set_tests_properties(${name} PROPERTIES LABELS scenario TIMEOUT 600
 			ENVIRONMENT OPENBLAS_NUM_THREADS=1)
 	endforeach()
 endif()

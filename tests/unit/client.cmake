@@ -36,3 +36,8 @@ if(TARGET kvgatectl AND TARGET kvgated AND NOT KVGATE_SANITIZE)
 		${CMAKE_SOURCE_DIR} ${CMAKE_C_COMPILER})
 	set_tests_properties(ctl_e2e PROPERTIES LABELS scenario TIMEOUT 180)
 endif()
+if(TARGET kvgate-worker AND TARGET kvgated AND NOT KVGATE_SANITIZE)
+	add_test(NAME demo_smoke COMMAND python3 ${CMAKE_SOURCE_DIR}/client/demo/demo.py ${CMAKE_BINARY_DIR}
+		${CMAKE_SOURCE_DIR}/client/demo/lab 8)
+	set_tests_properties(demo_smoke PROPERTIES LABELS scenario TIMEOUT 600 ENVIRONMENT OPENBLAS_NUM_THREADS=1)
+endif()
