@@ -23,7 +23,7 @@
 #include "daemon/cache/pack_private.h"
 
 #define SCRATCH_KEPT (64u << 20) /* more than this is given back after the block that needed it */
-#define CORE_CACHE   (2u << 20)	 /* where the system does not tell */
+#define CORE_CACHE   (2u << 20)  /* where the system does not tell */
 
 /*
  * Twice a core's own cache: of more than that, read and written, nothing is left there for who reads it next, and lines

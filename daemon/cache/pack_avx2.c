@@ -24,14 +24,14 @@
 
 #include "daemon/cache/pack_order.h"
 
-#define AVX2	    __attribute__((target("avx2,f16c")))
+#define AVX2        __attribute__((target("avx2,f16c")))
 #define AVX2_INLINE AVX2 __attribute__((always_inline)) static inline
-#define FOLD	    __attribute__((target("avx2,f16c,sse4.2,pclmul,vpclmulqdq")))
+#define FOLD        __attribute__((target("avx2,f16c,sse4.2,pclmul,vpclmulqdq")))
 #define FOLD_INLINE FOLD __attribute__((always_inline)) static inline
-#define LANES	    8u
-#define VECTORS	    32u
-#define GROUP	    8u /* vectors that fit the registers together */
-#define LINE	    64u
+#define LANES       8u
+#define VECTORS     32u
+#define GROUP       8u /* vectors that fit the registers together */
+#define LINE        64u
 
 /* All ones in the first n lanes (n may be more than there are). */
 AVX2_INLINE __m256i first_lanes(uint32_t n)
@@ -79,8 +79,7 @@ AVX2 static bool keys_avx2(const float *scores, uint32_t n, uint32_t *ret_keys)
 		__m128i bits;
 
 		bad = _mm256_or_ps(bad, _mm256_cmp_ps(s, minus_inf, _CMP_NGT_UQ));
-		s = _mm256_blendv_ps(
-			_mm256_min_ps(s, max), inf, _mm256_cmp_ps(s, inf, _CMP_EQ_OQ));
+		s = _mm256_blendv_ps(_mm256_min_ps(s, max), inf, _mm256_cmp_ps(s, inf, _CMP_EQ_OQ));
 		s = _mm256_max_ps(s, min);
 		bits = _mm256_cvtps_ph(s, _MM_FROUND_TO_NEAREST_INT);
 		bits = flip(_mm_andnot_si128(_mm_cmpeq_epi16(bits, minus0), bits));
@@ -102,7 +101,7 @@ AVX2_INLINE void exchange(__m256i *a, __m256i *b)
 }
 
 /* Into registers, and back: the loops that use these are unrolled. */
-AVX2_INLINE void load_group(__m256i *r, const __m256i *v)
+AVX2_INLINE void copy_group(__m256i *r, const __m256i *v)
 {
 #pragma GCC unroll 8
 	for (unsigned i = 0; i < GROUP; i++)
@@ -117,11 +116,11 @@ AVX2 static void sort_group(__m256i *v)
 		{1, 2}, {3, 4}, {5, 6}};
 	__m256i r[GROUP];
 
-	load_group(r, v);
+	copy_group(r, v);
 #pragma GCC unroll 19
 	for (unsigned i = 0; i < 19; i++)
 		exchange(&r[network[i][0]], &r[network[i][1]]);
-	load_group(v, r);
+	copy_group(v, r);
 }
 
 /* The last three steps of a merge: vectors 4, 2, 1 apart. */
@@ -129,14 +128,14 @@ AVX2 static void merge_group(__m256i *v)
 {
 	__m256i r[GROUP];
 
-	load_group(r, v);
+	copy_group(r, v);
 #pragma GCC unroll 3
 	for (unsigned d = GROUP / 2; d; d /= 2)
 #pragma GCC unroll 8
 		for (unsigned i = 0; i < GROUP; i++)
 			if (!(i & d))
 				exchange(&r[i], &r[i | d]);
-	load_group(v, r);
+	copy_group(v, r);
 }
 
 /* The steps of a merge from vectors `distance` apart down to neighbours. */
@@ -193,8 +192,8 @@ AVX2 static void merge_lanes(__m256i *v, uint32_t vectors, uint32_t group)
 		for (uint32_t i = 0; i < vectors; i++) {
 			__m256i other = _mm256_permutevar8x32_epi32(v[i], with);
 
-			v[i] = _mm256_blendv_epi8(_mm256_min_epu32(v[i], other),
-				_mm256_max_epu32(v[i], other), high);
+			v[i] = _mm256_blendv_epi8(
+				_mm256_min_epu32(v[i], other), _mm256_max_epu32(v[i], other), high);
 		}
 	}
 	merge_vectors(v, vectors, vectors / 2);
@@ -300,8 +299,8 @@ AVX2 static double mass_avx2(const uint32_t *keys, uint32_t n)
 	for (uint32_t i = 0; i < n; i += LANES) {
 		__m256 s = _mm256_cvtph_ps(score_bits(load_first(keys + i, n - i)));
 
+		/* lanes beyond the last are key 0, which is NaN, which max() makes 0 */
 		s = _mm256_min_ps(_mm256_max_ps(s, zero), one);
-		s = _mm256_and_ps(s, _mm256_castsi256_ps(first_lanes(n - i)));
 		sum = _mm256_add_ps(sum, s);
 	}
 	half = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
@@ -353,7 +352,7 @@ static void store_end_avx2(void)
 	_mm_sfence();
 }
 
-/* ---- rows with their checksum --------------------------------------------------------------- */
+/* ---- rows with their checksum -------------------------------------------------------------- */
 
 /* What two remainders of 128 bits are, 64 bytes on, and the data there. */
 FOLD_INLINE __m256i fold(__m256i crc, __m256i data)

@@ -20,7 +20,7 @@ struct packer {
 	struct sink sink[KVG_PLANES_MAX];
 	const struct pack_kernels *kernels;
 	uint64_t stream_from; /* blocks of so many bytes are stored around the caches */
-	struct scratch keys; /* u32 [runs][tokens] */
+	struct scratch keys;  /* u32 [runs][tokens] */
 	struct scratch cut; /* u16 [runs][planes]: pairs of the run in this plane and better ones */
 	struct scratch scores; /* f32 [heads][tokens] of one layer */
 	struct scratch sort;   /* u32 [tokens] */
