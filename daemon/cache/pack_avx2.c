@@ -18,6 +18,7 @@
 #include "daemon/cache/pack_kernels.h"
 
 #ifdef __x86_64__
+#include <cpuid.h>
 #include <immintrin.h>
 #include <math.h>
 #include <string.h>
@@ -419,7 +420,9 @@ FOLD static uint32_t lines_avx2(uint32_t crc, uint8_t *to, const uint8_t *base, 
 
 static bool has_avx2(void)
 {
-	return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+	unsigned a, b, c, d; /* not every compiler knows F16C by name */
+
+	return __builtin_cpu_supports("avx2") && __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
 }
 
 static bool has_vpclmul(void)
