@@ -18,6 +18,7 @@
 #include "daemon/cache/pack_kernels.h"
 
 #ifdef __x86_64__
+#include <cpuid.h>
 #include <immintrin.h>
 #include <math.h>
 #include <string.h>
@@ -101,7 +102,7 @@ AVX2_INLINE void exchange(__m256i *a, __m256i *b)
 }
 
 /* Into registers, and back: the loops that use these are unrolled. */
-AVX2_INLINE void load_group(__m256i *r, const __m256i *v)
+AVX2_INLINE void copy_group(__m256i *r, const __m256i *v)
 {
 #pragma GCC unroll 8
 	for (unsigned i = 0; i < GROUP; i++)
@@ -116,11 +117,11 @@ AVX2 static void sort_group(__m256i *v)
 		{1, 2}, {3, 4}, {5, 6}};
 	__m256i r[GROUP];
 
-	load_group(r, v);
+	copy_group(r, v);
 #pragma GCC unroll 19
 	for (unsigned i = 0; i < 19; i++)
 		exchange(&r[network[i][0]], &r[network[i][1]]);
-	load_group(v, r);
+	copy_group(v, r);
 }
 
 /* The last three steps of a merge: vectors 4, 2, 1 apart. */
@@ -128,14 +129,14 @@ AVX2 static void merge_group(__m256i *v)
 {
 	__m256i r[GROUP];
 
-	load_group(r, v);
+	copy_group(r, v);
 #pragma GCC unroll 3
 	for (unsigned d = GROUP / 2; d; d /= 2)
 #pragma GCC unroll 8
 		for (unsigned i = 0; i < GROUP; i++)
 			if (!(i & d))
 				exchange(&r[i], &r[i | d]);
-	load_group(v, r);
+	copy_group(v, r);
 }
 
 /* The steps of a merge from vectors `distance` apart down to neighbours. */
@@ -299,8 +300,8 @@ AVX2 static double mass_avx2(const uint32_t *keys, uint32_t n)
 	for (uint32_t i = 0; i < n; i += LANES) {
 		__m256 s = _mm256_cvtph_ps(score_bits(load_first(keys + i, n - i)));
 
+		/* lanes beyond the last are key 0, which is NaN, which max() makes 0 */
 		s = _mm256_min_ps(_mm256_max_ps(s, zero), one);
-		s = _mm256_and_ps(s, _mm256_castsi256_ps(first_lanes(n - i)));
 		sum = _mm256_add_ps(sum, s);
 	}
 	half = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
@@ -352,7 +353,7 @@ static void store_end_avx2(void)
 	_mm_sfence();
 }
 
-/* ---- rows with their checksum --------------------------------------------------------------- */
+/* ---- rows with their checksum -------------------------------------------------------------- */
 
 /* What two remainders of 128 bits are, 64 bytes on, and the data there. */
 FOLD_INLINE __m256i fold(__m256i crc, __m256i data)
@@ -419,7 +420,9 @@ FOLD static uint32_t lines_avx2(uint32_t crc, uint8_t *to, const uint8_t *base, 
 
 static bool has_avx2(void)
 {
-	return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+	unsigned a, b, c, d; /* not every compiler knows F16C by name */
+
+	return __builtin_cpu_supports("avx2") && __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
 }
 
 static bool has_vpclmul(void)
