@@ -36,14 +36,6 @@ static float uniform(void) /* [-1, 1) */
 	return (float)(int32_t)(seed >> 32) / 2147483648.0f;
 }
 
-static double now_us(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-	return (double)t.tv_sec * 1e6 + (double)t.tv_nsec * 1e-3;
-}
-
 static void fill(struct safetensors_tensor *t, float scale, float offset)
 {
 	uint64_t n = 1;
@@ -207,10 +199,10 @@ static void measure(const struct bench *b)
 
 			if (!gate_isa_supported(figures[i].isa))
 				continue;
-			start = now_us();
+			start = figure_cpu_us();
 			run(b, &figures[i]);
 			if (round >= 0) /* the first one warms up */
-				figures[i].us[round] = now_us() - start;
+				figures[i].us[round] = figure_cpu_us() - start;
 		}
 	}
 	for (unsigned i = 0; i < FIGURES; i++) {

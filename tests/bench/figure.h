@@ -29,6 +29,8 @@ void figure_print(const struct figure_line *f, const char *what, ...)
 int figure_status(void);
 
 double figure_now_us(void);
+/* Of the calling thread: what computes is compared by it, so that others on the machine do not count. */
+double figure_cpu_us(void);
 /* These sort the values. */
 double figure_median(double *values, size_t n);
 double figure_quantile(double *values, size_t n, double q);
