@@ -355,7 +355,10 @@ static void store_end_avx2(void)
 
 /* ---- rows with their checksum -------------------------------------------------------------- */
 
-/* What two remainders of 128 bits are, 64 bytes on, and the data there. */
+/*
+ * What two remainders of 128 bits are, 64 bytes on, and the data there. Bits are reflected, which multiplies by x^33 on
+ * the way: the constants are x^543 and x^479, modulo the Castagnoli polynomial.
+ */
 FOLD_INLINE __m256i fold(__m256i crc, __m256i data)
 {
 	const __m256i by = _mm256_setr_epi64x(0x740eef02, 0x9e4addf8, 0x740eef02, 0x9e4addf8);
