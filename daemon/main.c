@@ -1,18 +1,38 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kvgated: reads its options, then daemon_run() does the rest. */
+/* kvgated: reads its options, then daemon_run() does the rest; with --keeper, its own parent. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "daemon/base/log.h"
 #include "daemon/base/options.h"
 #include "daemon/daemon.h"
+#include "daemon/keeper.h"
+
+/* The file's name and not /proc/self/exe: after an upgrade, the next daemon is the new one. */
+static int keep(char *const *argv)
+{
+	char program[4096];
+	ssize_t n = readlink("/proc/self/exe", program, sizeof(program) - 1);
+
+	if (n < 0) {
+		log_error("cannot tell which program to run", "error=\"%m\"");
+		return EXIT_FAILURE;
+	}
+	program[n] = '\0';
+	return keeper_run(program, argv);
+}
 
 int main(int argc, char **argv)
 {
 	struct options *o;
 	char why[600];
 
+	if (argc > 1 && !strcmp(argv[1], "--keeper")) {
+		argv[1] = argv[0];
+		return keep(argv + 1);
+	}
 	if (options_load(argc, argv, environ, &o, why, sizeof(why)) < 0) {
 		log_error("bad configuration", "why=\"%s\"", why);
 		return EXIT_FAILURE;

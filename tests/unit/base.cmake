@@ -2,3 +2,4 @@
 foreach(name loop log counters account options machine)
 	kvg_test(test_${name} SOURCES test_${name}.c LIBS kvbase Threads::Threads m LABELS unit)
 endforeach()
+kvg_test(test_keeper SOURCES test_keeper.c ${CMAKE_SOURCE_DIR}/daemon/keeper.c LIBS kvbase PkgConfig::SYSTEMD LABELS unit)
