@@ -41,16 +41,32 @@ static int cache_failed(struct engine *e, int error, const char *what, const cha
 
 /* ---- what is there already ---- */
 
+/*
+ * The tokens that are shared: all up to the context's end, since questions are another each time.
+ * A prompt that is context to its end is shared up to its last token, which whoever asks again has
+ * to compute, unless whole blocks end there: what goes on from it can have them all.
+ */
+static uint32_t shared_tokens(const struct engine *e, const struct prompt *p)
+{
+	if (p->context_end < p->n || p->n % e->store->block_tokens == 0)
+		return p->context_end;
+	return p->n - 1;
+}
+
 static int look_up(struct engine *e, struct answer *a)
 {
 	const struct options *o = e->options;
+	struct store_wish wish = {.tokens = a->prompt->tokens,
+		.n = a->prompt->n,
+		.min_retention = o->min_retention,
+		.retained = o->retention};
 	int r;
 
 	a->reuse.retention = 1.0;
 	if (!e->store)
 		return 0;
-	r = store_get(e->store, a->prompt->tokens, a->prompt->n, o->min_retention, o->retention,
-		&a->reuse);
+	wish.shared = shared_tokens(e, a->prompt);
+	r = store_get(e->store, &wish, &a->reuse);
 	if (r == 0)
 		return 0;
 	if (r == -ENOMEM)
@@ -61,25 +77,35 @@ static int look_up(struct engine *e, struct answer *a)
 
 /* ---- what is computed ---- */
 
-static void put_begin(const struct engine *e, struct answer *a, struct put *p)
+/* The window ends where what is shared ends: what follows is computed over it and nothing else. */
+static uint32_t window_begin(const struct engine *e, const struct prompt *p, uint32_t end)
 {
-	const struct prompt *prompt = a->prompt;
-	const uint32_t context = prompt->context_end - prompt->protect;
+	const uint32_t context = end > p->protect ? end - p->protect : 0;
 	const uint32_t window = e->options->window == UINT32_MAX
 		? (uint32_t)(WINDOW_SHARE * context)
 		: e->options->window;
 
-	*p = (struct put){.store = e->store,
-		.sequence = a->sequence,
-		.tokens = prompt->tokens,
-		.keys = a->reuse.keys,
-		.first = (uint32_t)a->reuse.n_pins,
-		.next = (uint32_t)a->reuse.n_pins,
-		.protect = prompt->protect,
-		.window = prompt->context_end - (window < context ? window : context),
-		.window_end = prompt->context_end};
-	if (a->reuse.keys && a->reuse.retention >= 1.0)
-		p->end = prompt->n / e->store->block_tokens;
+	return end - (window < context ? window : context);
+}
+
+static void put_begin(const struct engine *e, struct answer *a, struct put *p)
+{
+	const struct prompt *prompt = a->prompt;
+	const uint32_t shared = e->store ? shared_tokens(e, prompt) : 0;
+
+	*p = (struct put){.store = e->store, .sequence = a->sequence, .tokens = prompt->tokens};
+	/* Behind a short block no whole one begins, and behind a pruned one nothing is shared. */
+	if (!a->reuse.keys || a->reuse.context.tokens >= shared || a->reuse.retention < 1.0 ||
+		a->reuse.n_pins > a->reuse.n_blocks)
+		return;
+	p->keys = a->reuse.keys;
+	p->first = a->reuse.context.tokens;
+	p->next = (uint32_t)a->reuse.n_blocks;
+	p->end = shared / e->store->block_tokens;
+	p->tail = shared % e->store->block_tokens;
+	p->protect = prompt->protect;
+	p->window = window_begin(e, prompt, shared);
+	p->block_window = e->options->block_window;
 }
 
 /* Where the next chunk ends: no further than the forward pass takes, nor past an eviction. */
@@ -142,7 +168,7 @@ static int compute(struct engine *e, struct answer *a, struct put *put,
 			r = keep_logits(e, a, *ret_logits, span.n_logits);
 		if (r == 0 && evict)
 			r = evict_after(e, evict, p->context_end);
-		if (r == 0 && put->end)
+		if (r == 0 && put->keys)
 			put_advance(put);
 	}
 	return r;
@@ -157,7 +183,7 @@ static int prefill(struct engine *e, struct answer *a, const float **ret_logits,
 	int r;
 
 	put_begin(e, a, put);
-	if (e->scoring && (put->end || evicts || o->decode_budget) &&
+	if (e->scoring && (put->keys || evicts || o->decode_budget) &&
 		scoring_attach(e->scoring, a->sequence) < 0)
 		return out_of_memory(e);
 	if (evicts &&
@@ -186,7 +212,7 @@ static void take_token(struct engine *e, struct answer *a, const float *logits)
 static int finish_put(struct engine *e, struct answer *a, struct put *put)
 {
 	const double start = now_ms();
-	int r = put->end ? put_finish(put) : 0;
+	int r = put->keys ? put_finish(put) : 0;
 
 	a->put_ms = now_ms() - start;
 	a->blocks_put = put->blocks;

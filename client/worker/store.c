@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "proto/shape.h"
 
@@ -185,12 +186,13 @@ static int count_pairs(
 static int select_best(struct store *s, const struct reuse *r, double retained, uint32_t **ret)
 {
 	struct kvg_select_options o = KVG_OPTIONS_INIT(kvg_select_options);
-	const uint64_t total = (uint64_t)r->n_pins * s->block_tokens * model_runs(s->config);
-	uint64_t there, protected;
+	uint64_t total = 0, there, protected;
 	int e = count_pairs(s, r, &there, &protected);
 
 	if (e < 0)
 		return e;
+	for (size_t i = 0; i < r->n_pins; i++)
+		total += (uint64_t)r->pins[i].tokens * model_runs(s->config);
 	o.rule = "pair";
 	if (there > protected)
 		o.retained = fmin(1.0,
@@ -203,43 +205,93 @@ static int select_best(struct store *s, const struct reuse *r, double retained, 
 	return kvg_select(s->layout, r->pins, r->n_pins, &o, *ret);
 }
 
-int store_get(struct store *s, const uint32_t *tokens, uint32_t n, double min_retention,
-	double retained, struct reuse *ret)
+static bool is_whole(const struct reuse *r, double retained)
 {
-	const size_t blocks = n / s->block_tokens;
+	bool whole = retained >= 1.0;
+
+	for (size_t i = 0; i < r->n_pins; i++)
+		whole = whole && r->pins[i].retention >= 1.0f;
+	return whole;
+}
+
+static bool tokens_equal(
+	struct store *s, const struct kvg_pin *pin, const uint32_t *tokens, uint32_t n)
+{
+	struct kvg_plane plane[KVG_PLANES_MAX];
+	const int planes = kvg_planes(s->layout, pin, plane);
+
+	return planes > 0 && pin->tokens == n && plane[0].tokens &&
+		!memcmp(plane[0].tokens, tokens, n * sizeof(*tokens));
+}
+
+/*
+ * The longest short block behind the whole ones. Where a context ended is for its writer to know,
+ * so each length is tried: hashing all 255 of them takes less time than computing one token does.
+ */
+static void pin_tail(struct store *s, const struct store_wish *w, struct reuse *r)
+{
+	const uint32_t first = (uint32_t)r->n_blocks * s->block_tokens;
+	const uint32_t left = w->n - 1 - first, most = s->block_tokens - 1;
+
+	for (uint32_t n = left < most ? left : most; n > 0; n--) {
+		struct kvg_pin *pin = &r->pins[r->n_blocks];
+		struct kvg_key key;
+
+		kvg_key_block(s->layout, r->n_blocks ? &r->keys[r->n_blocks - 1] : NULL,
+			w->tokens + first, n, &key);
+		if (kvg_lookup_pin(s->layout, &key, (float)w->min_retention, pin) < 0)
+			continue;
+		if (tokens_equal(s, pin, w->tokens + first, n)) {
+			r->n_pins++;
+			return;
+		}
+		kvg_unpin(s->client, pin, 1);
+	}
+}
+
+static int pin_prefix(struct store *s, const struct store_wish *w, struct reuse *r)
+{
+	ssize_t got = kvg_prefix_pin_tokens(
+		s->layout, w->tokens, w->n, (float)w->min_retention, r->pins, r->keys);
+
+	if (got < 0)
+		return (int)got;
+	r->n_pins = (size_t)got;
+	/* The last token has to be computed: it brings the logits. */
+	if (r->n_pins * s->block_tokens == w->n)
+		kvg_unpin(s->client, &r->pins[--r->n_pins], 1);
+	r->n_blocks = r->n_pins;
+	/* Rows in a short block's planes cannot become part of a whole block any more. */
+	if (r->n_blocks >= w->shared / s->block_tokens || !is_whole(r, w->retained))
+		pin_tail(s, w, r);
+	return 0;
+}
+
+int store_get(struct store *s, const struct store_wish *w, struct reuse *ret)
+{
+	const size_t blocks = w->n / s->block_tokens;
 	struct reuse r = {.retention = 1.0};
 	uint32_t *len = NULL;
-	ssize_t got;
 	int e = -ENOMEM;
 
 	r.pins = malloc((blocks + 1) * sizeof(*r.pins));
 	r.keys = malloc((blocks + 1) * sizeof(*r.keys));
-	if (!r.pins || !r.keys)
-		goto fail;
-	got = kvg_prefix_pin_tokens(s->layout, tokens, n, (float)min_retention, r.pins, r.keys);
-	if (got < 0) {
-		e = (int)got;
-		goto fail;
-	}
-	r.n_pins = (size_t)got;
-	/* The last token has to be computed: it brings the logits. */
-	if (r.n_pins * s->block_tokens == n)
-		kvg_unpin(s->client, &r.pins[--r.n_pins], 1);
-	e = r.n_pins && retained < 1.0 ? select_best(s, &r, retained, &len) : 0;
+	if (r.pins && r.keys)
+		e = pin_prefix(s, w, &r);
+	if (e == 0 && r.n_pins && w->retained < 1.0)
+		e = select_best(s, &r, w->retained, &len);
 	if (e == 0)
 		e = store_context(s, r.pins, r.n_pins, len, &r.context, &r.bytes);
-	if (e < 0)
-		goto fail;
+	free(len);
+	if (e < 0) {
+		reuse_fini(s, &r);
+		return e;
+	}
 	if (r.n_pins)
 		r.retention = (double)r.context.pairs /
 			((double)r.context.tokens * model_runs(s->config));
-	free(len);
 	*ret = r;
 	return 0;
-fail:
-	free(len);
-	reuse_fini(s, &r);
-	return e;
 }
 
 void reuse_fini(struct store *s, struct reuse *r)

@@ -46,18 +46,24 @@ void store_close(struct store *s);
 struct reuse {
 	struct context context;
 	struct kvg_pin *pins;
-	size_t n_pins;
+	size_t n_pins;        /* whole blocks, then perhaps a shorter one */
+	size_t n_blocks;      /* the whole ones */
 	struct kvg_key *keys; /* [n_tokens / block_tokens] of the whole prompt */
 	double retention;     /* share of the context's pairs that context lists; 1 for none */
 	uint64_t bytes;       /* of the planes that are mapped for it */
 };
+struct store_wish {
+	const uint32_t *tokens;
+	uint32_t n;
+	uint32_t shared;      /* leading tokens of which the caller puts what is not there */
+	double min_retention; /* a block of which less is mapped ends the prefix */
+	double retained; /* < 1: of all its pairs the best share, by the pair rule, protected first */
+};
 /*
- * Pins the longest prefix, one token short of the prompt at least. Blocks of which less than
- * min_retention is mapped end it. retained < 1: of all its pairs the best share, by the pair
- * rule, protected ones first.
+ * Pins the longest prefix, one token short of the prompt at least: whole blocks, and a short one
+ * that ends a context, unless the whole block in its place is to be put.
  */
-int store_get(struct store *s, const uint32_t *tokens, uint32_t n, double min_retention,
-	double retained, struct reuse *ret);
+int store_get(struct store *s, const struct store_wish *w, struct reuse *ret);
 void reuse_fini(struct store *s, struct reuse *r);
 /* The runs of pinned blocks; len as kvg_select() gives it, or NULL for all. */
 int store_context(struct store *s, const struct kvg_pin *pins, size_t n, const uint32_t *len,
@@ -76,14 +82,15 @@ struct put {
 	struct store *store;
 	struct sequence *sequence;
 	const uint32_t *tokens;
-	const struct kvg_key *keys;
-	uint32_t first;     /* block of the sequence's first own token */
-	uint32_t next, end; /* blocks that are still to be staged */
-	uint32_t protect;   /* tokens before it and .. */
-	uint32_t window;    /* .. from here to window_end are protected */
-	uint32_t window_end;
-	uint32_t outstanding; /* commits without an answer */
-	uint32_t blocks;      /* published, or there already */
+	const struct kvg_key *keys; /* NULL: there is nothing to put */
+	uint32_t first;             /* token of the sequence's first own row */
+	uint32_t next, end;         /* whole blocks that are still to be staged */
+	uint32_t tail;              /* tokens of a short block after them; 0: none */
+	uint32_t protect;           /* tokens before it, .. */
+	uint32_t window;            /* .. from here on, .. */
+	uint32_t block_window;      /* .. and so many at the end of every block are protected */
+	uint32_t outstanding;       /* commits without an answer */
+	uint32_t blocks;            /* published, or there already */
 	uint64_t bytes;
 	int error;     /* the first; what came before it is kept */
 	char why[200]; /* its text */

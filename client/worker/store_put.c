@@ -8,7 +8,6 @@
 #include "client/worker/store.h"
 
 #include <errno.h>
-#include <math.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
@@ -95,19 +94,13 @@ void store_fill_kv(const struct store *s, const struct sequence *q, uint32_t row
 	}
 }
 
-/* [layers][heads][tokens]; what is protected scores +inf. */
-static void fill_scores(
-	const struct put *p, const struct kvg_stage *s, uint32_t row, uint32_t token)
+/* [layers][heads][tokens]. */
+static void fill_scores(const struct put *p, const struct kvg_stage *s, uint32_t row)
 {
 	float *to = s->aux;
 
-	for (uint32_t run = 0; run < model_runs(p->store->config); run++, to += s->n_tokens) {
+	for (uint32_t run = 0; run < model_runs(p->store->config); run++, to += s->n_tokens)
 		memcpy(to, sequence_score(p->sequence, run) + row, s->n_tokens * sizeof(*to));
-		for (uint32_t i = 0; i < s->n_tokens; i++)
-			if (token + i < p->protect ||
-				(token + i >= p->window && token + i < p->window_end))
-				to[i] = INFINITY;
-	}
 }
 
 /* [layers][tokens][hidden]. */
@@ -124,17 +117,51 @@ static void fill_hidden(const struct put *p, const struct kvg_stage *s, uint32_t
 			n * sizeof(float));
 }
 
-static void fill(const struct put *p, const struct kvg_stage *s, uint32_t block)
+/* The block from token `first` on. */
+static void fill(const struct put *p, const struct kvg_stage *s, uint32_t first)
 {
-	const uint32_t tokens = p->store->block_tokens;
-	const uint32_t row = (block - p->first) * tokens;
+	const uint32_t row = first - p->first;
 
 	store_fill_kv(p->store, p->sequence, row, s);
 	if (p->store->input == KVG_INPUT_SCORES)
-		fill_scores(p, s, row, block * tokens);
+		fill_scores(p, s, row);
 	else if (p->store->input == KVG_INPUT_HIDDEN)
 		fill_hidden(p, s, row);
-	memcpy(s->tokens, p->tokens + (size_t)block * tokens, tokens * sizeof(*p->tokens));
+	memcpy(s->tokens, p->tokens + first, s->n_tokens * sizeof(*p->tokens));
+}
+
+/* System prompt, the context's window, the block's own: none of it is ranked. */
+static void protect(const struct put *p, uint32_t first, uint32_t n, struct kvg_commit *c)
+{
+	const uint32_t end = first + n;
+	uint32_t last = p->block_window;
+
+	if (p->window < end && end - p->window > last)
+		last = end - p->window;
+	c->protect_first = p->protect <= first ? 0 : p->protect < end ? p->protect - first : n;
+	c->protect_last = last < n - c->protect_first ? last : n - c->protect_first;
+}
+
+/* Block number `block`, the short one is number p->end. 0 or a negative errno. */
+static int put_one(struct put *p, struct kvg_stage *s, uint32_t block, struct kvg_commit *ret)
+{
+	const uint32_t first = block * p->store->block_tokens;
+	const bool tail = block == p->end;
+	int r = 0;
+
+	*ret = (struct kvg_commit){.stage = s, .parent = block ? &p->keys[block - 1] : NULL};
+	if (tail)
+		r = kvg_stage_tokens(p->store->layout, p->store->input, s, p->tail);
+	if (r < 0)
+		return r;
+	fill(p, s, first);
+	protect(p, first, s->n_tokens, ret);
+	if (tail)
+		kvg_key_block(p->store->layout, ret->parent, p->tokens + first, p->tail, &ret->key);
+	else
+		ret->key = p->keys[block];
+	p->bytes += s->kv_bytes;
+	return 0;
 }
 
 /* Stages up to n blocks and starts their commit. Returns how many, or a negative errno. */
@@ -148,13 +175,10 @@ static ssize_t put_some(struct put *p, uint32_t n)
 	if (got < 0)
 		return got;
 	for (ssize_t i = 0; i < got; i++) {
-		const uint32_t block = p->next + (uint32_t)i;
+		int r = put_one(p, &stage[i], p->next + (uint32_t)i, &item[i]);
 
-		fill(p, &stage[i], block);
-		p->bytes += stage[i].kv_bytes;
-		item[i] = (struct kvg_commit){.stage = &stage[i],
-			.key = p->keys[block],
-			.parent = block ? &p->keys[block - 1] : NULL};
+		if (r < 0)
+			return r;
 	}
 	p->outstanding++;
 	ticket = kvg_commit_start(p->store->client, item, (size_t)got, committed, p);
@@ -163,10 +187,19 @@ static ssize_t put_some(struct put *p, uint32_t n)
 	return ticket < 0 ? (ssize_t)ticket : got;
 }
 
+/* Blocks whose last token is computed, the short one among them. */
+static uint32_t computed(const struct put *p)
+{
+	const uint32_t at = p->sequence->position, tokens = p->store->block_tokens;
+
+	if (at / tokens < p->end)
+		return at / tokens;
+	return p->end + (p->tail && at >= p->end * tokens + p->tail);
+}
+
 void put_advance(struct put *p)
 {
-	const uint32_t computed = p->sequence->position / p->store->block_tokens;
-	const uint32_t end = computed < p->end ? computed : p->end;
+	const uint32_t end = computed(p);
 
 	while (p->error == 0 && p->next < end) {
 		ssize_t n = put_some(p, end - p->next);
