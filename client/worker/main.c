@@ -101,11 +101,11 @@ static int open_store(struct worker *w)
 	if (o->cache_mode == CACHE_OFF)
 		return 0;
 	if (!s.revision) {
-		r = model_digest(o->model, digest);
+		r = model_digest(o->model, digest, w->why, sizeof(w->why));
 		s.revision = digest;
 	}
 	if (r < 0)
-		return fail(r, "the weights cannot be read for their digest");
+		return fail(r, w->why);
 	r = store_open(&w->store, &s, &w->model->config, w->engine.scoring);
 	if (r == 0) {
 		w->engine.store = &w->store;

@@ -26,6 +26,7 @@
 #define CONFIG_MAX (1 << 20)
 
 struct loader {
+	const char *folder;
 	struct model *model;
 	struct safetensors *file[SHARDS_MAX];
 	size_t n_files;
@@ -49,7 +50,7 @@ static int weight_files(const char *folder, glob_t *ret)
 
 static int read_config(const char *folder, struct model_config *ret, char *ret_why, size_t why_size)
 {
-	char path[4096], *text = calloc(1, CONFIG_MAX);
+	char path[4096], what[200] = "it cannot be read", *text = calloc(1, CONFIG_MAX);
 	FILE *f;
 	int r;
 
@@ -65,7 +66,9 @@ static int read_config(const char *folder, struct model_config *ret, char *ret_w
 	if (fread(text, 1, CONFIG_MAX - 1, f) == CONFIG_MAX - 1)
 		r = why(ret_why, why_size, -EFBIG, "%s: too long for a config.json", path);
 	else
-		r = model_config_parse(text, ret, ret_why, why_size);
+		r = ferror(f) ? -EIO : model_config_parse(text, ret, what, sizeof(what));
+	if (r < 0 && r != -EFBIG)
+		r = why(ret_why, why_size, r, "%s: %s", path, what);
 	fclose(f);
 	free(text);
 	return r;
@@ -93,8 +96,9 @@ static int hash_file(EVP_MD_CTX *ctx, const char *path)
 	return r;
 }
 
-int model_digest(const char *folder, char ret_hex[65])
+int model_digest(const char *folder, char ret_hex[65], char *ret_why, size_t why_size)
 {
+	const char *at = folder;
 	EVP_MD_CTX *ctx = EVP_MD_CTX_new();
 	uint8_t digest[32];
 	char path[4096];
@@ -105,13 +109,16 @@ int model_digest(const char *folder, char ret_hex[65])
 	if (r == 0 && (!ctx || !EVP_DigestInit_ex(ctx, EVP_sha256(), NULL)))
 		r = -ENOMEM;
 	if (r == 0)
-		r = hash_file(ctx, path);
+		r = hash_file(ctx, at = path);
 	for (size_t i = 0; r == 0 && i < files.gl_pathc; i++)
-		r = hash_file(ctx, files.gl_pathv[i]);
+		r = hash_file(ctx, at = files.gl_pathv[i]);
 	if (r == 0 && !EVP_DigestFinal_ex(ctx, digest, NULL))
 		r = -EIO;
 	for (int i = 0; r == 0 && i < 32; i++)
 		snprintf(ret_hex + 2 * i, 3, "%02x", digest[i]);
+	if (r < 0)
+		r = why(ret_why, why_size, r, "%s: its digest cannot be made: %s", at,
+			strerror(-r));
 	globfree(&files);
 	EVP_MD_CTX_free(ctx);
 	return r;
@@ -164,14 +171,14 @@ static const float *take(
 		snprintf(full, sizeof(full), "model.layers.%d.%s.weight", layer, name);
 	t = find(l, full);
 	if (!t)
-		l->error = why(l->why, l->why_size, -EBADMSG, "no tensor %s", full);
+		l->error = why(l->why, l->why_size, -EBADMSG, "%s: no tensor %s", l->folder, full);
 	else if (t->ndim != (cols ? 2 : 1) || t->shape[0] != rows || (cols && t->shape[1] != cols))
 		l->error = why(l->why, l->why_size, -EBADMSG,
-			"%s: its shape does not fit config.json, which makes it [%u, %u]", full,
-			rows, cols);
+			"%s: %s: its shape does not fit config.json, which makes it [%u, %u]",
+			l->folder, full, rows, cols);
 	else if (!widen(t, n, dst))
 		l->error = why(l->why, l->why_size, -ENOTSUP,
-			"%s: weights of type %s; use bf16, f16 or f32", full,
+			"%s: %s: weights of type %s; use bf16, f16 or f32", l->folder, full,
 			safetensors_dtype_name(t->dtype));
 	l->at += n;
 	return dst;
@@ -228,17 +235,41 @@ static int take_all(struct loader *l)
 static int open_files(struct loader *l, const char *folder)
 {
 	glob_t files = {0};
+	char text[256];
 	int r = weight_files(folder, &files);
 
 	if (r < 0)
-		r = why(l->why, l->why_size, r, "%s: no model*.safetensors", folder);
+		r = why(l->why, l->why_size, r,
+			r == -ENOENT ? "%s: no model*.safetensors"
+				     : "%s: too many model*.safetensors",
+			folder);
 	for (size_t i = 0; r == 0 && i < files.gl_pathc; i++) {
-		r = safetensors_open(files.gl_pathv[i], &l->file[i], l->why, l->why_size);
+		r = safetensors_open(files.gl_pathv[i], &l->file[i], text, sizeof(text));
 		if (r == 0)
 			l->n_files++;
+		else
+			r = why(l->why, l->why_size, r, "%s: %s", files.gl_pathv[i], text);
 	}
 	globfree(&files);
 	return r;
+}
+
+/* Weights of layers that config.json does not count: it belongs to another model. */
+static int check_layers(const struct loader *l)
+{
+	const uint32_t layers = l->model->config.layers;
+	unsigned long layer;
+
+	for (size_t i = 0; i < l->n_files; i++)
+		for (uint32_t j = 0; j < safetensors_count(l->file[i]); j++) {
+			const char *name = safetensors_at(l->file[i], j)->name;
+
+			if (sscanf(name, "model.layers.%lu.", &layer) == 1 && layer >= layers)
+				return why(l->why, l->why_size, -EBADMSG,
+					"%s: tensor %s: num_hidden_layers in config.json is %u",
+					l->folder, name, layers);
+		}
+	return 0;
 }
 
 int model_load(const char *folder, struct model **ret, char *ret_why, size_t why_size)
@@ -252,10 +283,12 @@ int model_load(const char *folder, struct model **ret, char *ret_why, size_t why
 		free(m);
 		return why(ret_why, why_size, -ENOMEM, "out of memory");
 	}
-	*l = (struct loader){.model = m, .why = ret_why, .why_size = why_size};
+	*l = (struct loader){.folder = folder, .model = m, .why = ret_why, .why_size = why_size};
 	r = read_config(folder, &m->config, ret_why, why_size);
 	if (r == 0)
 		r = open_files(l, folder);
+	if (r == 0)
+		r = check_layers(l);
 	if (r == 0)
 		r = take_all(l);
 	while (l->n_files > 0)

@@ -70,6 +70,6 @@ int model_config_parse(const char *json, struct model_config *ret, char *ret_why
 /*
  * SHA-256 over config.json and the weight files in the order of their names: a layout's revision.
  */
-int model_digest(const char *folder, char ret_hex[65]);
+int model_digest(const char *folder, char ret_hex[65], char *ret_why, size_t why_size);
 
 #endif

@@ -33,7 +33,7 @@ struct reader {
 static void refuse(struct reader *r, int error, const char *key, const char *what)
 {
 	if (r->error == 0)
-		r->error = why(r->why, r->why_size, error, "config.json: %s: %s", key, what);
+		r->error = why(r->why, r->why_size, error, "%s: %s", key, what);
 }
 
 static struct json_object *find(const struct reader *r, const char *key)
@@ -70,6 +70,12 @@ static double real(struct reader *r, struct json_object *o, const char *key)
 	return d;
 }
 
+/* Whether `o` (NULL: JSON's null) is this very text. */
+static bool is_text(struct json_object *o, const char *text)
+{
+	return json_object_is_type(o, json_type_string) && !strcmp(json_object_get_string(o), text);
+}
+
 static bool is_true(const struct reader *r, const char *key)
 {
 	struct json_object *o = find(r, key);
@@ -84,12 +90,14 @@ static float rope_theta(struct reader *r)
 
 	if (!rope)
 		rope = find(r, "rope_scaling");
+	if (rope && !json_object_is_type(rope, json_type_object))
+		refuse(r, -EBADMSG, "rope_scaling", "an object is needed");
 	if (rope) {
-		if (json_object_object_get_ex(rope, "rope_type", &o) ||
-			json_object_object_get_ex(rope, "type", &o))
-			if (strcmp(json_object_get_string(o), "default"))
-				refuse(r, -ENOTSUP, "rope_scaling",
-					"only plain rotary positions are known");
+		if ((json_object_object_get_ex(rope, "rope_type", &o) ||
+			    json_object_object_get_ex(rope, "type", &o)) &&
+			!is_text(o, "default"))
+			refuse(r, -ENOTSUP, "rope_scaling",
+				"only plain rotary positions, \"default\", are known");
 		o = NULL;
 		json_object_object_get_ex(rope, "rope_theta", &o);
 	}
@@ -102,20 +110,28 @@ static void end_tokens(struct reader *r, struct model_config *c)
 	const bool list = o && json_object_is_type(o, json_type_array);
 	const size_t n = !o ? 0 : list ? json_object_array_length(o) : 1;
 
-	for (size_t i = 0; i < n && i < MODEL_EOS_MAX; i++)
-		c->eos[c->n_eos++] =
-			(uint32_t)json_object_get_int64(list ? json_object_array_get_idx(o, i) : o);
+	if (n > MODEL_EOS_MAX) {
+		refuse(r, -ENOTSUP, "eos_token_id", "more end tokens than are known of");
+		return;
+	}
+	for (size_t i = 0; i < n; i++) {
+		struct json_object *id = list ? json_object_array_get_idx(o, i) : o;
+		const int64_t token =
+			json_object_is_type(id, json_type_int) ? json_object_get_int64(id) : -1;
+
+		if (token < 0 || token >= c->vocab)
+			refuse(r, -EBADMSG, "eos_token_id", "a token of the vocabulary is needed");
+		c->eos[c->n_eos++] = (uint32_t)token;
+	}
 }
 
 static void check_known(struct reader *r)
 {
-	struct json_object *o = find(r, "model_type");
-	const char *type = o ? json_object_get_string(o) : "";
+	struct json_object *act = find(r, "hidden_act");
 
-	if (strcmp(type, "qwen3"))
+	if (!is_text(find(r, "model_type"), "qwen3"))
 		refuse(r, -ENOTSUP, "model_type", "only qwen3 is known");
-	o = find(r, "hidden_act");
-	if (o && strcmp(json_object_get_string(o), "silu"))
+	if (act && !is_text(act, "silu"))
 		refuse(r, -ENOTSUP, "hidden_act", "only silu is known");
 	if (is_true(r, "attention_bias"))
 		refuse(r, -ENOTSUP, "attention_bias", "not known");
@@ -130,7 +146,7 @@ int model_config_parse(const char *json, struct model_config *ret, char *ret_why
 
 	if (!r.json || !json_object_is_type(r.json, json_type_object)) {
 		json_object_put(r.json);
-		return why(ret_why, why_size, -EBADMSG, "config.json: not a JSON object");
+		return why(ret_why, why_size, -EBADMSG, "not a JSON object");
 	}
 	check_known(&r);
 	c.layers = number(&r, "num_hidden_layers", LAYERS_MAX);

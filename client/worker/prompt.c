@@ -4,6 +4,7 @@
  */
 #include "client/worker/prompt.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -54,6 +55,19 @@ static int prompt_bytes(const char *text, size_t bytes, struct prompt *ret)
 	return 0;
 }
 
+/* Decimal digits and no sign: strtoul() alone would take -1, or wrap around. */
+static bool parse_id(const char *text, char **ret_end, uint32_t *ret)
+{
+	unsigned long id;
+
+	if (!isdigit((unsigned char)*text))
+		return false;
+	errno = 0;
+	id = strtoul(text, ret_end, 10);
+	*ret = (uint32_t)id;
+	return errno == 0 && id < UINT32_MAX;
+}
+
 /* One line of ids. */
 static int prompt_ids(const char *line, struct prompt *ret)
 {
@@ -66,8 +80,7 @@ static int prompt_ids(const char *line, struct prompt *ret)
 		line += strspn(line, " \t\r\n,");
 		if (!*line)
 			break;
-		p.tokens[p.n++] = (uint32_t)strtoul(line, &end, 10);
-		if (end == line) {
+		if (!parse_id(line, &end, &p.tokens[p.n++])) {
 			free(p.tokens);
 			return -EINVAL;
 		}
@@ -215,7 +228,10 @@ int prompts_read(const struct options *o, uint32_t vocab, struct prompt **ret, u
 	}
 	if (e < 0)
 		e = why(ret_why, why_size, e, "%.200s: %s", what,
-			e == -EINVAL ? "token ids are whole numbers" : strerror(-e));
+			e == -EINVAL ? "token ids are whole numbers from 0 to 4294967294"
+				     : strerror(-e));
+	if (e == 0 && r.n == 0)
+		e = why(ret_why, why_size, -EINVAL, "%.200s: no prompt in it", what);
 	for (uint32_t i = 0; e == 0 && i < r.n; i++)
 		e = check(&r.prompt[i], o, vocab, ret_why, why_size);
 	if (e < 0) {

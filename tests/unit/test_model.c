@@ -298,6 +298,19 @@ static void test_config(void **unused)
 		{"\"rope_scaling\":null", "\"use_sliding_window\":true", -ENOTSUP},
 		{"\"rope_scaling\":null", "\"hidden_act\":\"gelu\"", -ENOTSUP},
 		{"{\"model_type\"", "[\"model_type\"", -EBADMSG},
+		{"\"qwen3\"", "null", -ENOTSUP},
+		{"\"rope_scaling\":null", "\"rope_scaling\":{\"type\":null}", -ENOTSUP},
+		{"\"rope_scaling\":null", "\"rope_scaling\":{\"type\":1}", -ENOTSUP},
+		{"\"rope_scaling\":null", "\"rope_scaling\":\"yarn\"", -EBADMSG},
+		{"\"rope_scaling\":null", "\"rope_parameters\":{\"rope_type\":null}", -ENOTSUP},
+		{"\"rope_scaling\":null", "\"hidden_act\":[]", -ENOTSUP},
+		{"[1,2]", "\"x\"", -EBADMSG},
+		{"[1,2]", "[1,\"2\"]", -EBADMSG},
+		{"[1,2]", "[1,null]", -EBADMSG},
+		{"[1,2]", "100", -EBADMSG},
+		{"[1,2]", "-1", -EBADMSG},
+		{"[1,2]", "4294967297", -EBADMSG},
+		{"[1,2]", "[1,2,3,4,5,6,7,8,9]", -ENOTSUP},
 	};
 	struct model_config c;
 	char why[256];
@@ -359,6 +372,7 @@ static void test_folders(void **unused)
 	assert_int_equal(safetensors_write(path, &t, 1, NULL, 0, why, sizeof(why)), 0);
 	assert_int_equal(model_load(folder, &m, why, sizeof(why)), -EBADMSG);
 	assert_non_null(strstr(why, "no tensor model.layers.0.input_layernorm.weight"));
+	assert_non_null(strstr(why, folder));
 	t.shape[0] = 8;
 	t.shape[1] = 4;
 	assert_int_equal(safetensors_write(path, &t, 1, NULL, 0, why, sizeof(why)), 0);
@@ -366,8 +380,16 @@ static void test_folders(void **unused)
 	assert_non_null(strstr(why, "model.embed_tokens.weight"));
 	assert_int_equal(truncate(path, 60), 0);
 	assert_int_equal(model_load(folder, &m, why, sizeof(why)), -EBADMSG);
+	assert_non_null(strstr(why, path));
+	t.name = "model.layers.1.mlp.up_proj.weight"; /* config.json knows layer 0 alone */
+	assert_int_equal(safetensors_write(path, &t, 1, NULL, 0, why, sizeof(why)), 0);
+	assert_int_equal(model_load(folder, &m, why, sizeof(why)), -EBADMSG);
+	assert_non_null(strstr(why, "num_hidden_layers"));
 	assert_null(m);
 	unlink(path);
+	write_config(folder, "{");
+	assert_int_equal(model_load(folder, &m, why, sizeof(why)), -EBADMSG);
+	assert_non_null(strstr(why, folder));
 	snprintf(path, sizeof(path), "%s/config.json", folder);
 	unlink(path);
 	rmdir(folder);
@@ -375,14 +397,15 @@ static void test_folders(void **unused)
 
 static void test_digest(void **unused)
 {
-	char a[65], b[65];
+	char a[65], b[65], why[256];
 
 	(void)unused;
-	assert_int_equal(model_digest(LAB, a), 0);
-	assert_int_equal(model_digest(LAB, b), 0);
+	assert_int_equal(model_digest(LAB, a, why, sizeof(why)), 0);
+	assert_int_equal(model_digest(LAB, b, why, sizeof(why)), 0);
 	assert_string_equal(a, b);
 	assert_int_equal(strlen(a), 64);
-	assert_true(model_digest("/nonexistent", b) < 0);
+	assert_true(model_digest("/nonexistent", b, why, sizeof(why)) < 0);
+	assert_non_null(strstr(why, "/nonexistent"));
 }
 
 int main(void)
