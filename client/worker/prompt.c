@@ -250,14 +250,14 @@ void prompts_free(struct prompt *p, uint32_t n)
 	free(p);
 }
 
-void token_text(enum prompt_format format, uint32_t token, char *ret)
+uint32_t token_text(enum prompt_format format, uint32_t token, char *ret)
 {
 	static const char *const special[] = {"<bos>", "<ctx>", "<q>", "<a>", "<eos>"};
 
 	if (format == FORMAT_TOKENS || token > LAB_EOS)
-		snprintf(ret, 16, " %u", token);
-	else if (token >= LAB_BOS)
-		snprintf(ret, 16, "%s", special[token - LAB_BOS]);
-	else
-		snprintf(ret, 16, "%c", (int)token);
+		return (uint32_t)snprintf(ret, TOKEN_TEXT_MAX, " %u", token);
+	if (token >= LAB_BOS)
+		return (uint32_t)snprintf(ret, TOKEN_TEXT_MAX, "%s", special[token - LAB_BOS]);
+	*ret = (char)token;
+	return 1;
 }

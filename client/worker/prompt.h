@@ -38,7 +38,8 @@ void prompts_free(struct prompt *p, uint32_t n);
 /* <bos> SYS <ctx> context; then, question not NULL, <q> question <a>. -ENOMEM. */
 int prompt_lab(const char *context, size_t context_bytes, const char *question, struct prompt *ret);
 
-/* What a token reads as: a byte, "<eos>", or " 123". ret: 16 bytes. */
-void token_text(enum prompt_format format, uint32_t token, char *ret);
+#define TOKEN_TEXT_MAX 16
+/* What a token reads as: a byte, "<eos>", or " 123". ret: [TOKEN_TEXT_MAX]. Returns its bytes. */
+uint32_t token_text(enum prompt_format format, uint32_t token, char *ret);
 
 #endif

@@ -15,18 +15,66 @@
 #include "gates/safetensors.h"
 #include "gates/why.h"
 
-static char *answer_text(const struct engine *e, const struct answer *a)
+/* Bytes of the UTF-8 character at p; 0: there is none. Overlong forms and surrogates are none. */
+static size_t utf8_bytes(const uint8_t *p, size_t left)
 {
-	char *text = malloc(16 * (size_t)a->n_tokens + 1), *at = text;
+	const size_t n = p[0] < 0x80 ? 1 : p[0] < 0xc2 ? 0 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : 4;
+
+	if (n == 0 || n > left || p[0] > 0xf4)
+		return 0;
+	for (size_t i = 1; i < n; i++)
+		if ((p[i] & 0xc0) != 0x80)
+			return 0;
+	if ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) ||
+		(p[0] == 0xf0 && p[1] < 0x90) || (p[0] == 0xf4 && p[1] > 0x8f))
+		return 0;
+	return n;
+}
+
+char *report_text(enum prompt_format format, const uint32_t *tokens, uint32_t n, size_t *ret_bytes)
+{
+	char *text = malloc(TOKEN_TEXT_MAX * (size_t)n + 1);
+	size_t at = 0;
 
 	if (!text)
 		return NULL;
-	*at = '\0';
-	for (uint32_t i = 0; i < a->n_tokens; i++) {
-		token_text(e->options->prompt_format, a->tokens[i], at);
-		at += strlen(at);
-	}
+	for (uint32_t i = 0; i < n; i++)
+		at += token_text(format, tokens[i], text + at);
+	text[at] = '\0';
+	*ret_bytes = at;
 	return text;
+}
+
+char *report_escape(const char *text, size_t bytes)
+{
+	const uint8_t *p = (const uint8_t *)text;
+	char *to = malloc(4 * bytes + 1);
+	size_t at = 0, n;
+
+	if (!to)
+		return NULL;
+	for (size_t i = 0; i < bytes; i += n ? n : 1) {
+		n = p[i] == 0 || p[i] == '\\' ? 0 : utf8_bytes(p + i, bytes - i);
+		if (n == 0)
+			at += (size_t)sprintf(to + at, "\\x%02x", p[i]);
+		memcpy(to + at, p + i, n);
+		at += n;
+	}
+	to[at] = '\0';
+	return to;
+}
+
+/*
+ * The share of rows that is attended to: of the cached context, or, where the worker evicts its
+ * own, of all that were computed.
+ */
+static double retention(const struct answer *a)
+{
+	const struct sequence *s = a->sequence;
+
+	if (a->reuse.context.tokens)
+		return a->reuse.retention;
+	return (double)sequence_rows(s) / ((double)s->position * model_runs(s->config));
 }
 
 static double tokens_per_s(const struct answer *a)
@@ -59,7 +107,7 @@ static int report_json(const struct engine *e, const struct answer *a, const cha
 	json_object_object_add(o, "tokens", ids);
 	add_count(o, "prompt_tokens", a->prompt->n);
 	add_count(o, "tokens_reused", a->reuse.context.tokens);
-	add_number(o, "retention", a->reuse.retention);
+	add_number(o, "retention", retention(a));
 	add_count(o, "bytes_mapped", a->reuse.bytes);
 	add_count(o, "own_rows", sequence_rows(a->sequence));
 	add_number(o, "ttft_ms", a->ttft_ms);
@@ -74,25 +122,30 @@ static int report_json(const struct engine *e, const struct answer *a, const cha
 	return 0;
 }
 
+static int report_line(const struct answer *a, const char *text, size_t bytes)
+{
+	fwrite(text, 1, bytes, stdout); /* a byte that is 0 is written, too */
+	putchar('\n');
+	fprintf(stderr,
+		"  first token after %.1f ms, then %.0f tokens/s; %u of %u tokens reused, "
+		"retention %.3f, %.1f MiB mapped; %u blocks shared\n",
+		a->ttft_ms, tokens_per_s(a), a->reuse.context.tokens, a->prompt->n, retention(a),
+		(double)a->reuse.bytes / (1 << 20), a->blocks_put);
+	return 0;
+}
+
 int report(const struct engine *e, const struct answer *a)
 {
-	char *text = answer_text(e, a);
-	int r = 0;
+	size_t bytes;
+	char *text = report_text(e->options->prompt_format, a->tokens, a->n_tokens, &bytes);
+	char *escaped = text ? report_escape(text, bytes) : NULL;
+	int r = -ENOMEM;
 
-	if (!text)
-		return -ENOMEM;
-	if (e->options->json) {
-		r = report_json(e, a, text);
-	} else {
-		printf("%s\n", text);
-		fprintf(stderr,
-			"  first token after %.1f ms, then %.0f tokens/s; %u of %u tokens reused, "
-			"retention %.3f, %.1f MiB mapped; %u blocks shared\n",
-			a->ttft_ms, tokens_per_s(a), a->reuse.context.tokens, a->prompt->n,
-			a->reuse.retention, (double)a->reuse.bytes / (1 << 20), a->blocks_put);
-	}
+	if (escaped)
+		r = e->options->json ? report_json(e, a, escaped) : report_line(a, text, bytes);
 	fflush(stdout);
 	free(text);
+	free(escaped);
 	return r;
 }
 
