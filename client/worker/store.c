@@ -181,7 +181,8 @@ static int count_pairs(
 }
 
 /*
- * `retained` counts every pair of the context, kvg_select() only those that are ranked and there.
+ * `retained` counts every pair of the context that is not protected, kvg_select() only those that
+ * are there. Protected ones come on top: of a small share the ends of blocks would leave nothing.
  */
 static int select_best(struct store *s, const struct reuse *r, double retained, uint32_t **ret)
 {
@@ -195,10 +196,8 @@ static int select_best(struct store *s, const struct reuse *r, double retained, 
 		total += (uint64_t)r->pins[i].tokens * model_runs(s->config);
 	o.rule = "pair";
 	if (there > protected)
-		o.retained = fmin(1.0,
-			fmax(0.0,
-				(retained * (double)total - (double)protected) /
-					(double)(there - protected)));
+		o.retained = fmin(
+			1.0, retained * (double)(total - protected) / (double)(there - protected));
 	*ret = malloc(r->n_pins * KVG_PLANES_MAX * model_runs(s->config) * sizeof(**ret));
 	if (!*ret)
 		return -ENOMEM;
