@@ -22,8 +22,8 @@ enum select_rule {
 	SELECT_LAYER,       /* the same inside each layer */
 	SELECT_HEAD,        /* the int(N r) best of each head, the lower token wins a tie */
 	SELECT_ADAKV_LAYER, /* int(int(N r) * .2) best of each head are above all; then as layer */
-	SELECT_KVPRESS,  /* removes exactly int(N (1 - r)); the lower [L][H][N] index wins a tie */
-	SELECT_ABSOLUTE, /* score >= threshold */
+	SELECT_KVPRESS, /* removes exactly int(N (1 - r)); the lower [L][H][N] index wins a tie */
+	SELECT_ABSOLUTE, /* score >= threshold; KVzap's, with a window of 128 protected by the caller */
 };
 
 struct select_params {

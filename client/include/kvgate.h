@@ -234,8 +234,12 @@ struct kvg_select_options {
 	size_t size;
 	const char *rule; /* "pair", "layer", "head", "adakv-layer", "kvpress", "absolute" */
 	double retained;  /* share that is kept, 0 to 1 */
-	float threshold;  /* absolute: score >= threshold */
-	uint32_t floor;   /* pairs kept of every (block, layer, head) at least */
+	/*
+	 * absolute: score >= threshold. With KVzap's scores only where the last 128 tokens of the
+	 * context are protected (kvg_commit): without them answers fall apart.
+	 */
+	float threshold;
+	uint32_t floor; /* pairs kept of every (block, layer, head) at least */
 };
 /*
  * ret_len[(block * KVG_PLANES_MAX + plane) * layers * heads + run]: leading pairs of that run that are

@@ -3,7 +3,7 @@
  * In prefill, rows of a head are [settled | not ranked yet]: the settled ones, in number
  * different from head to head, are never ranked again; the others are the same tokens in every
  * head, so that one pair rule over [runs][tokens] ranks them. In decoding every row is ranked
- * every time, but the last 128 of each head count as 1.
+ * every time, but the last 128 of each head count as the best.
  */
 #include "client/worker/evict.h"
 
@@ -13,14 +13,22 @@
 
 #include "gates/select.h"
 
-int prefill_eviction_init(struct prefill_eviction *e, struct sequence *s, uint32_t protect,
-	uint32_t context, uint32_t chunk, uint32_t window, double retained)
+int prefill_eviction_init(
+	struct prefill_eviction *e, struct sequence *s, const struct prefill_rule *rule)
 {
-	uint64_t kept_window;
+	const uint32_t least = rule->window_min < rule->context ? rule->window_min : rule->context;
+	uint64_t window;
 
-	*e = (struct prefill_eviction){.sequence = s, .start = protect};
-	select_window(context, chunk, window, retained, &kept_window, &e->retained);
-	e->window = (uint32_t)kept_window;
+	*e = (struct prefill_eviction){.sequence = s, .start = rule->protect, .floor = rule->floor};
+	select_window(
+		rule->context, rule->chunk, rule->window, rule->retained, &window, &e->retained);
+	if (rule->retained < 1.0 && window < least) {
+		const double wanted = rule->retained * rule->context, rest = rule->context - least;
+
+		window = least;
+		e->retained = wanted > least ? (wanted - least) / rest : 0.0;
+	}
+	e->window = (uint32_t)window;
 	e->keep = malloc((size_t)model_runs(s->config) * s->capacity);
 	return e->keep ? 0 : -ENOMEM;
 }
@@ -36,7 +44,8 @@ int prefill_evict(struct prefill_eviction *e)
 	struct sequence *s = e->sequence;
 	const struct model_config *c = s->config;
 	const uint32_t runs = model_runs(c);
-	const struct select_params pair = {.rule = SELECT_PAIR, .retained = e->retained};
+	const struct select_params pair = {
+		.rule = SELECT_PAIR, .retained = e->retained, .floor = e->floor};
 	const uint32_t end = s->position > e->window ? s->position - e->window : 0;
 	uint32_t n;
 	float *scores;
@@ -66,7 +75,7 @@ int prefill_evict(struct prefill_eviction *e)
 	return r;
 }
 
-int decode_evict(struct sequence *s, uint32_t budget, bool first)
+int decode_evict(struct sequence *s, uint32_t budget, bool first, float best)
 {
 	const uint32_t runs = model_runs(s->config);
 	const uint64_t rows = sequence_rows(s);
@@ -83,10 +92,10 @@ int decode_evict(struct sequence *s, uint32_t budget, bool first)
 		float *score = sequence_score(s, run);
 
 		for (uint32_t i = 0; first && i < EVICT_DECODE_SINKS && i < s->n[run]; i++)
-			score[i] = 1.0f;
+			score[i] = best;
 		memcpy(scores + at, score, s->n[run] * sizeof(*scores));
 		for (uint32_t i = 0; i < EVICT_DECODE_BUFFER && i < s->n[run]; i++)
-			scores[at + s->n[run] - 1 - i] = 1.0f;
+			scores[at + s->n[run] - 1 - i] = best;
 	}
 	threshold = select_decode_threshold(scores, rows, (uint64_t)budget * runs);
 	at = 0;

@@ -16,24 +16,39 @@
 #define EVICT_DECODE_BUFFER 128 /* tokens between two evictions while decoding */
 #define EVICT_DECODE_SINKS  4   /* first tokens of a sequence, which then always count as 1 */
 
+struct prefill_rule {
+	uint32_t protect;       /* leading tokens that stay */
+	uint32_t context;       /* tokens behind them that are ranked */
+	uint32_t chunk, window; /* select_window()'s */
+	uint32_t window_min;    /* what the gate needs at least, whatever the share says */
+	uint32_t floor;         /* pairs of every (chunk, layer, head) that stay at least */
+	double retained;
+};
 struct prefill_eviction {
 	struct sequence *sequence;
 	uint32_t start;  /* first token not ranked yet: those before are settled */
 	uint32_t window; /* last tokens of what is there that stay */
+	uint32_t floor;
 	double retained; /* of each chunk, less the window */
 	uint8_t *keep;
 };
-/* protect: leading tokens that stay. The sequence is empty and has no cached context. */
-int prefill_eviction_init(struct prefill_eviction *e, struct sequence *s, uint32_t protect,
-	uint32_t context, uint32_t chunk, uint32_t window, double retained);
+/* The sequence is empty and has no cached context. */
+int prefill_eviction_init(
+	struct prefill_eviction *e, struct sequence *s, const struct prefill_rule *rule);
 void prefill_eviction_fini(struct prefill_eviction *e);
 /* After each chunk of system prompt and context: ranks what lies between start and the window. */
 int prefill_evict(struct prefill_eviction *e);
 
+/* Of `decoded` tokens: are they a whole number of buffers? */
+static inline bool decode_evict_due(uint32_t decoded)
+{
+	return decoded % EVICT_DECODE_BUFFER == 0;
+}
 /*
  * Every EVICT_DECODE_BUFFER decoded tokens: brings the rows of all heads down to budget * runs.
- * `first`: the first time for this sequence.
+ * `first`: the first time for this sequence. best: what counts as the best score, 1 of a
+ * probability, +inf of a log score.
  */
-int decode_evict(struct sequence *s, uint32_t budget, bool first);
+int decode_evict(struct sequence *s, uint32_t budget, bool first, float best);
 
 #endif

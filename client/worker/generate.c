@@ -8,6 +8,7 @@
 #include "client/worker/generate.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +37,27 @@ static int cache_failed(struct engine *e, int error, const char *what, const cha
 	if (e->options->cache_mode == CACHE_REQUIRED)
 		return why(e->why, sizeof(e->why), error, "%s: %s", what, text);
 	fprintf(stderr, "kvgate-worker: %s: %s\n", what, text);
+	return 0;
+}
+
+static uint32_t window_min(const struct engine *e)
+{
+	return e->scoring && e->scoring->log_scores ? SCORING_KVZAP_WINDOW : 0;
+}
+
+int engine_check(struct engine *e)
+{
+	const struct options *o = e->options;
+	const uint32_t least = window_min(e);
+
+	if (o->window < least)
+		return why(e->why, sizeof(e->why), -EINVAL,
+			"--window %u: the gate is KVzap's, which needs %u at least", o->window,
+			least);
+	if (o->evict_window < least)
+		return why(e->why, sizeof(e->why), -EINVAL,
+			"--evict-window %u: the gate is KVzap's, which needs %u at least",
+			o->evict_window, least);
 	return 0;
 }
 
@@ -81,10 +103,12 @@ static int look_up(struct engine *e, struct answer *a)
 static uint32_t window_begin(const struct engine *e, const struct prompt *p, uint32_t end)
 {
 	const uint32_t context = end > p->protect ? end - p->protect : 0;
-	const uint32_t window = e->options->window == UINT32_MAX
-		? (uint32_t)(WINDOW_SHARE * context)
-		: e->options->window;
+	uint32_t window = e->options->window;
 
+	if (window == UINT32_MAX)
+		window = (uint32_t)(WINDOW_SHARE * context);
+	if (window < window_min(e))
+		window = window_min(e);
 	return end - (window < context ? window : context);
 }
 
@@ -187,8 +211,14 @@ static int prefill(struct engine *e, struct answer *a, const float **ret_logits,
 		scoring_attach(e->scoring, a->sequence) < 0)
 		return out_of_memory(e);
 	if (evicts &&
-		prefill_eviction_init(&evict, a->sequence, p->protect, p->context_end - p->protect,
-			o->evict_chunk, o->evict_window, o->evict_retained) < 0)
+		prefill_eviction_init(&evict, a->sequence,
+			&(struct prefill_rule){.protect = p->protect,
+				.context = p->context_end - p->protect,
+				.chunk = o->evict_chunk,
+				.window = o->evict_window,
+				.window_min = window_min(e),
+				.floor = o->evict_floor,
+				.retained = o->evict_retained}) < 0)
 		return out_of_memory(e);
 	r = compute(e, a, put, evicts ? &evict : NULL, ret_logits);
 	prefill_eviction_fini(&evict);
@@ -282,9 +312,10 @@ static int hold_budget(const struct engine *e, struct answer *a)
 	const uint32_t decoded = a->n_tokens - 1; /* rows: the last token is not computed yet */
 	int r;
 
-	if (!budget || a->done || decoded % EVICT_DECODE_BUFFER)
+	if (!budget || a->done || !decode_evict_due(decoded))
 		return 0;
-	r = decode_evict(a->sequence, budget, !a->evicted);
+	r = decode_evict(
+		a->sequence, budget, !a->evicted, e->scoring->log_scores ? INFINITY : 1.0f);
 	a->evicted = true;
 	return r;
 }

@@ -45,6 +45,8 @@ struct answer {
 	uint64_t bytes_put;
 };
 
+/* Options against the gate, once it is known: KVzap's is of no use without a recent window. */
+int engine_check(struct engine *e);
 /* Computes the prompt and the first token of the answer; seed of the sampler. */
 int answer_start(struct engine *e, const struct prompt *p, uint64_t seed, struct answer *ret);
 /* Decodes all of them to their ends, one step of every answer at a time. */

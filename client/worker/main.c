@@ -178,6 +178,8 @@ int main(int argc, char **argv)
 		r = open_gate(&w);
 	if (r == 0)
 		r = open_store(&w);
+	if (r == 0 && engine_check(&w.engine) < 0)
+		r = fail(-EINVAL, w.engine.why);
 	if (r == 0)
 		r = answer_all(&w);
 	if (r == 0 && w.options.hold)

@@ -26,6 +26,7 @@ int scoring_init(struct scoring *s, const struct model_config *c, const char *ga
 	kvg_gate_describe(
 		s->gate, &layers, &heads, &groups, &hidden, s->digest, &s->n_edges, s->edges);
 	kvg_gate_retained(s->gate, s->retained);
+	s->log_scores = groups == 0;
 	if (layers != c->layers || heads != c->kv_heads || hidden != c->hidden ||
 		(groups && groups != model_group(c))) {
 		scoring_fini(s);

@@ -16,9 +16,12 @@
 #include "client/worker/sequence.h"
 #include "kvgate.h"
 
+#define SCORING_KVZAP_WINDOW 128 /* KVzap's log scores are of no use for the most recent tokens */
+
 struct scoring {
 	struct kvg_gate *gate; /* NULL: hidden states are kept */
 	bool exact;
+	bool log_scores; /* KVzap: without bounds, and only with its window */
 	uint8_t digest[32];
 	uint32_t n_edges;
 	float edges[KVG_PLANES_MAX - 1];

@@ -15,6 +15,15 @@
 
 #define PROTECTED 0x7c00 /* +inf, as f16 */
 
+/* Of the daemon's gate only the bands are known here: those of probabilities are above 0. */
+static bool has_log_scores(const struct kvg_layout *l)
+{
+	struct kvg_layout_info info = {.size = sizeof(info)};
+
+	kvg_layout_describe(l, &info);
+	return info.n_planes > 1 && info.edges[info.n_planes - 2] < 0.0f;
+}
+
 int store_open(struct store *s, const struct store_options *o, const struct model_config *c,
 	struct scoring *scoring)
 {
@@ -51,6 +60,8 @@ int store_open(struct store *s, const struct store_options *o, const struct mode
 	r = kvg_open(&connection, &s->client);
 	if (r == 0)
 		r = kvg_layout(s->client, &layout, &s->layout);
+	if (r == 0 && s->input == KVG_INPUT_HIDDEN)
+		scoring->log_scores = has_log_scores(s->layout);
 	return r;
 }
 
@@ -181,7 +192,8 @@ static int count_pairs(
 }
 
 /*
- * `retained` counts every pair of the context, kvg_select() only those that are ranked and there.
+ * `retained` counts every pair of the context that is not protected, kvg_select() only those that
+ * are there. Protected ones come on top: of a small share the ends of blocks would leave nothing.
  */
 static int select_best(struct store *s, const struct reuse *r, double retained, uint32_t **ret)
 {
@@ -195,10 +207,8 @@ static int select_best(struct store *s, const struct reuse *r, double retained, 
 		total += (uint64_t)r->pins[i].tokens * model_runs(s->config);
 	o.rule = "pair";
 	if (there > protected)
-		o.retained = fmin(1.0,
-			fmax(0.0,
-				(retained * (double)total - (double)protected) /
-					(double)(there - protected)));
+		o.retained = fmin(
+			1.0, retained * (double)(total - protected) / (double)(there - protected));
 	*ret = malloc(r->n_pins * KVG_PLANES_MAX * model_runs(s->config) * sizeof(**ret));
 	if (!*ret)
 		return -ENOMEM;

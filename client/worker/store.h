@@ -57,7 +57,7 @@ struct store_wish {
 	uint32_t n;
 	uint32_t shared;      /* leading tokens of which the caller puts what is not there */
 	double min_retention; /* a block of which less is mapped ends the prefix */
-	double retained; /* < 1: of all its pairs the best share, by the pair rule, protected first */
+	double retained;      /* < 1: the best share by the pair rule, and what is protected */
 };
 /*
  * Pins the longest prefix, one token short of the prompt at least: whole blocks, and a short one

@@ -4,6 +4,7 @@
  * scored it, protected where it said so; what it gets stands for what it would have computed; a
  * pruned context is attended to but never shared.
  */
+#include <errno.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -24,9 +25,10 @@
 
 enum {
 	CONTEXT =
-		1000, /* bytes; with what is around them 1075 tokens: 16 blocks of 64, and a rest */
+		1000, /* bytes; with what is before them 1062 tokens: 16 blocks of 64 and one of 38 */
 	BLOCK = 64,
-	BLOCKS = 16
+	BLOCKS = 16,
+	TAIL = 38
 };
 
 static struct daemon_process server;
@@ -39,7 +41,7 @@ static int start(void **unused)
 	char text[CONTEXT], why[256];
 
 	(void)unused;
-	daemon_start(&server, "");
+	daemon_start(&server, "[gate lab]\nfile = " GATE "\n");
 	for (int i = 0; i < CONTEXT; i++)
 		text[i] = (char)('a' + i * i % 23 + (i % 7 == 0 ? -'a' + ' ' - i * i % 23 : 0));
 	assert_int_equal(prompt_lab(text, CONTEXT, "What is it?", &prompt), 0);
@@ -73,7 +75,7 @@ static void one_open(
 		(char *)"lab", (char *)"--prompt", (char *)"x", (char *)"--cache",
 		(char *)"required", (char *)"--max-tokens", (char *)"4", (char *)"--block-tokens",
 		(char *)"64", (char *)(uintptr_t)option, (char *)(uintptr_t)value, NULL};
-	const struct store_options o = {.socket = server.socket,
+	struct store_options o = {.socket = server.socket,
 		.model = id,
 		.revision = "1",
 		.rope = model->rope,
@@ -83,8 +85,10 @@ static void one_open(
 
 	*w = (struct one){0};
 	assert_int_equal(options_parse(option ? 15 : 13, argv, &w->options), 0);
-	assert_int_equal(
-		scoring_init(&w->scoring, &model->config, GATE, true, why, sizeof(why)), 0);
+	o.gate_name = w->options.gate_name;
+	assert_int_equal(scoring_init(&w->scoring, &model->config, o.gate_name ? NULL : GATE, true,
+				 why, sizeof(why)),
+		0);
 	assert_int_equal(store_open(&w->store, &o, &model->config, &w->scoring), 0);
 	w->engine = (struct engine){.options = &w->options,
 		.model = model,
@@ -106,22 +110,21 @@ static void answer(struct one *w, struct answer *ret)
 	assert_int_equal(answers_finish(&w->engine, ret, 1), 0);
 }
 
-static bool is_protected(uint32_t token)
+/* Of a block's tokens first .. end - 1: system prompt, the context's window, the block's own. */
+static bool is_protected(const struct options *o, uint32_t token, uint32_t end)
 {
-	const uint32_t window = (uint32_t)(0.02 * CONTEXT);
+	const uint32_t window = o->window == UINT32_MAX ? (uint32_t)(0.02 * CONTEXT) : o->window;
 
-	return token < LAB_PROTECT ||
-		(token >= prompt.context_end - window && token < prompt.context_end);
+	return token < LAB_PROTECT || token + window >= prompt.context_end ||
+		token + o->block_window >= end;
 }
 
-/* One pair as it lies in a plane, against the row and the score that the worker computed. */
+/* One pair as it lies in a plane, against the row that the worker computed. */
 static void check_pair(const struct sequence *s, const struct kvg_plane *p, uint32_t run,
 	uint32_t pair, uint32_t token, uint32_t dtype)
 {
 	const uint32_t dim = s->config->head_dim;
-	const float score = sequence_score(s, run)[token];
 
-	assert_int_equal(p->score[pair], is_protected(token) ? 0x7c00 : f16_from_f32(score));
 	for (uint32_t i = 0; i < dim; i++) {
 		const float k = sequence_k(s, run, token)[i], v = sequence_v(s, run, token)[i];
 		const size_t at = (size_t)pair * dim + i;
@@ -136,30 +139,41 @@ static void check_pair(const struct sequence *s, const struct kvg_plane *p, uint
 	}
 }
 
-static void check_block(struct one *w, const struct sequence *s, const struct kvg_pin *pin,
+/* Returns the pairs whose scores are not those that the worker's own gate gave; none are its own. */
+static uint32_t check_block(struct one *w, const struct sequence *s, const struct kvg_pin *pin,
 	uint32_t block, uint32_t dtype)
 {
-	const uint32_t runs = model_runs(s->config);
+	const uint32_t runs = model_runs(s->config), first = block * BLOCK;
 	struct kvg_plane plane[KVG_PLANES_MAX];
 	const int n = kvg_planes(w->store.layout, pin, plane);
-	uint32_t pairs = 0;
+	uint32_t pairs = 0, others = 0;
 
-	assert_true(n > 1); /* the gate parts them */
+	/* the gate parts them, unless the window has them all */
+	assert_true(n > 1 || is_protected(&w->options, first, first + pin->tokens));
 	assert_int_equal(kvg_verify(w->store.layout, pin), 0);
 	for (int i = 0; i < n; i++)
 		for (uint32_t run = 0; run < runs; run++)
 			for (uint32_t j = plane[i].cu[run]; j < plane[i].cu[run + 1];
 				j++, pairs++) {
-				const uint32_t token = block * BLOCK + plane[i].index[j];
+				const uint32_t token = first + plane[i].index[j];
+				const bool kept =
+					is_protected(&w->options, token, first + pin->tokens);
 
-				if (is_protected(token))
-					assert_int_equal(plane[i].plane, 0);
+				assert_int_equal(plane[i].score[j] == 0x7c00, kept);
+				assert_true(!kept || plane[i].plane == 0);
+				others += !kept &&
+					plane[i].score[j] !=
+						f16_from_f32(sequence_score(s, run)[token]);
 				check_pair(s, &plane[i], run, j, token, dtype);
 			}
-	assert_int_equal(pairs, runs * BLOCK);
+	assert_int_equal(pairs, runs * pin->tokens);
+	return others;
 }
 
-/* A cold worker puts whole blocks; a warm one finds them, computes the rest and says the same. */
+/*
+ * A cold worker puts whole blocks and the context's end; a warm one finds them, computes the
+ * question and says the same.
+ */
 static void put_and_get(const char *id, uint32_t dtype, float tolerance)
 {
 	struct answer cold, warm;
@@ -168,24 +182,25 @@ static void put_and_get(const char *id, uint32_t dtype, float tolerance)
 
 	one_open(&a, id, dtype, NULL, NULL);
 	answer(&a, &cold);
-	assert_int_equal(cold.blocks_put, BLOCKS);
+	assert_int_equal(cold.blocks_put, BLOCKS + 1);
 	assert_int_equal(cold.reuse.context.tokens, 0);
 	one_open(&b, id, dtype, NULL, NULL);
 	answer(&b, &warm);
 	assert_int_equal(warm.blocks_put, 0);
-	assert_int_equal(warm.reuse.n_pins, BLOCKS);
-	assert_int_equal(warm.reuse.context.tokens, BLOCKS * BLOCK);
+	assert_int_equal(warm.reuse.n_pins, BLOCKS + 1);
+	assert_int_equal(warm.reuse.pins[BLOCKS].tokens, TAIL);
+	assert_int_equal(warm.reuse.context.tokens, prompt.context_end);
 	assert_true(warm.reuse.retention == 1.0);
 	assert_int_equal(warm.n_tokens, cold.n_tokens);
 	assert_memory_equal(warm.tokens, cold.tokens, cold.n_tokens * sizeof(*cold.tokens));
-	for (uint32_t i = 0; i < BLOCKS; i++)
-		check_block(&b, cold.sequence, &warm.reuse.pins[i], i, dtype);
+	for (uint32_t i = 0; i <= BLOCKS; i++)
+		assert_int_equal(check_block(&b, cold.sequence, &warm.reuse.pins[i], i, dtype), 0);
 	/* Rows behind the cached ones: the last layer's keep what all before them did. */
 	for (uint32_t run = 0; run < model_runs(&model->config); run++)
 		for (uint32_t i = 0; i < warm.sequence->n[run] * model->config.head_dim; i++)
 			most = fmaxf(most,
 				fabsf(sequence_v(warm.sequence, run, 0)[i] -
-					sequence_v(cold.sequence, run, BLOCKS * BLOCK)[i]));
+					sequence_v(cold.sequence, run, prompt.context_end)[i]));
 	assert_true(most <= tolerance);
 	answer_fini(&a.engine, &cold);
 	answer_fini(&b.engine, &warm);
@@ -221,13 +236,13 @@ static void test_extended(void **unused)
 	purge.keys = &cold.reuse.keys[BLOCKS - 4];
 	purge.n_keys = 4;
 	assert_int_equal(kvg_purge(a.store.client, &purge, &result), 0);
-	assert_int_equal(result.blocks, 4);
+	assert_int_equal(result.blocks, 5); /* the short one with its parent */
 	one_open(&b, "extended", KVG_DTYPE_F32, NULL, NULL);
 	answer(&b, &extended);
 	assert_int_equal(extended.reuse.n_pins, BLOCKS - 4);
-	assert_int_equal(extended.blocks_put, 4);
+	assert_int_equal(extended.blocks_put, 5);
 	answer(&b, &warm);
-	assert_int_equal(warm.reuse.n_pins, BLOCKS);
+	assert_int_equal(warm.reuse.n_pins, BLOCKS + 1);
 	for (uint32_t block = BLOCKS - 4; block < BLOCKS; block++) {
 		struct kvg_plane plane[KVG_PLANES_MAX];
 		const int n = kvg_planes(b.store.layout, &warm.reuse.pins[block], plane);
@@ -255,13 +270,14 @@ static void test_extended(void **unused)
 }
 
 /*
- * A share of the context: so many pairs, the protected ones among them; what follows is not
- * shared.
+ * A share of the context: so many of the pairs that are ranked, and all that are protected; what
+ * follows is not shared.
  */
 static void test_retention(void **unused)
 {
+	const uint64_t all = (uint64_t)prompt.context_end * model_runs(&model->config);
 	struct answer cold, best;
-	uint64_t protected = 0;
+	uint64_t protected = 0, most;
 	struct one a, b;
 
 	(void)unused;
@@ -270,10 +286,17 @@ static void test_retention(void **unused)
 	answer_fini(&a.engine, &cold);
 	one_open(&b, "retention", KVG_DTYPE_BF16, "--retention", "0.2");
 	answer(&b, &best);
-	assert_true(best.reuse.retention <= 0.2 && best.reuse.retention > 0.199);
-	for (uint32_t t = 0; t < BLOCKS * BLOCK; t++)
-	protected += is_protected(t) ? model_runs(&model->config) : 0;
-	assert_true(best.reuse.context.pairs > protected);
+	for (uint32_t t = 0; t < prompt.context_end; t++) {
+		const uint32_t end = (t / BLOCK + 1) * BLOCK;
+
+		protected += is_protected(&b.options, t,
+				     end < prompt.context_end ? end : prompt.context_end)
+			? model_runs(&model->config)
+			: 0;
+	}
+	most = (uint64_t)(0.2 * (double)(all - protected));
+	assert_in_range(best.reuse.context.pairs, protected + most - most / 100, protected + most);
+	assert_true(best.reuse.retention == (double)best.reuse.context.pairs / (double)all);
 	assert_int_equal(best.blocks_put, 0);
 	answer_fini(&b.engine, &best);
 	one_close(&a);
@@ -319,13 +342,166 @@ static void test_pruned(void **unused)
 	answer_fini(&b.engine, &pruned);
 	one_close(&b);
 
-	/* One who wants all of it computes all of it. */
+	/* One who wants all of it computes all but the first block, of which everything is protected. */
 	one_open(&b, "pruned", KVG_DTYPE_BF16, "--min-retention", "1");
 	answer(&b, &pruned);
-	assert_int_equal(pruned.reuse.n_pins, 0);
+	assert_int_equal(pruned.reuse.n_pins, 1);
 	answer_fini(&b.engine, &pruned);
 	one_close(&a);
 	one_close(&b);
+}
+
+/* A window of 70 tokens lies in two blocks, and ends where the context does. */
+static void test_window(void **unused)
+{
+	struct answer cold, warm;
+	struct one a;
+
+	(void)unused;
+	one_open(&a, "window", KVG_DTYPE_BF16, "--window", "70");
+	answer(&a, &cold);
+	answer(&a, &warm);
+	assert_int_equal(warm.reuse.n_pins, BLOCKS + 1);
+	for (uint32_t i = 0; i <= BLOCKS; i++)
+		check_block(&a, cold.sequence, &warm.reuse.pins[i], i, KVG_DTYPE_BF16);
+	answer_fini(&a.engine, &warm);
+	answer_fini(&a.engine, &cold);
+	one_close(&a);
+}
+
+/*
+ * The daemon's gate scores what the worker's own does, and protects what the worker says. The
+ * two cut the tokens into other batches, so that a score in a hundred may round another way.
+ */
+static void test_gate_of_daemon(void **unused)
+{
+	struct answer own, theirs, warm;
+	uint32_t others = 0;
+	struct one a, b;
+
+	(void)unused;
+	one_open(&a, "own gate", KVG_DTYPE_F32, NULL, NULL);
+	answer(&a, &own);
+	one_open(&b, "lab", KVG_DTYPE_F32, "--gate-name", "lab");
+	answer(&b, &theirs);
+	assert_int_equal(theirs.blocks_put, BLOCKS + 1);
+	answer(&b, &warm);
+	assert_int_equal(warm.reuse.n_pins, BLOCKS + 1);
+	for (uint32_t i = 0; i <= BLOCKS; i++)
+		others += check_block(&b, own.sequence, &warm.reuse.pins[i], i, KVG_DTYPE_F32);
+	assert_true(others < prompt.context_end * model_runs(&model->config) / 20);
+	answer_fini(&a.engine, &own);
+	answer_fini(&b.engine, &theirs);
+	answer_fini(&b.engine, &warm);
+	one_close(&a);
+	one_close(&b);
+}
+
+/* Tokens of the usual prompt up to `n`, then others; all of it context. */
+static void other_prompt(uint32_t n, uint32_t more, struct prompt *ret)
+{
+	*ret = (struct prompt){.tokens = malloc((n + more) * sizeof(*ret->tokens)),
+		.n = n + more,
+		.protect = LAB_PROTECT,
+		.context_end = n + more};
+	assert_non_null(ret->tokens);
+	memcpy(ret->tokens, prompt.tokens, n * sizeof(*ret->tokens));
+	for (uint32_t i = 0; i < more; i++)
+		ret->tokens[n + i] = 'x';
+}
+
+static void answer_other(struct one *w, const struct prompt *p, struct answer *ret)
+{
+	if (answer_start(&w->engine, p, 1, ret) < 0)
+		fail_msg("%s", w->engine.why);
+}
+
+/*
+ * The short block at a context's end serves whoever goes on from there, but for one who will put
+ * the whole block in its place; and that one too when nothing can be put, since blocks are pruned.
+ */
+static void test_short_block(void **unused)
+{
+	struct kvg_purge_options purge = KVG_OPTIONS_INIT(kvg_purge_options);
+	struct kvg_layout_info info = {.size = sizeof(info)};
+	struct kvg_purge_result result;
+	struct answer first, next;
+	struct prompt p;
+	struct one a;
+
+	(void)unused;
+	one_open(&a, "short", KVG_DTYPE_BF16, NULL, NULL);
+	answer(&a, &first);
+	answer_fini(&a.engine, &first);
+
+	other_prompt(prompt.context_end, 10, &p); /* no whole block more */
+	answer_other(&a, &p, &next);
+	assert_int_equal(next.reuse.context.tokens, prompt.context_end);
+	assert_int_equal(next.blocks_put, 0);
+	answer_fini(&a.engine, &next);
+	free(p.tokens);
+
+	other_prompt(prompt.context_end, 100, &p);
+	answer_other(&a, &p, &next);
+	assert_int_equal(next.reuse.context.tokens, BLOCKS * BLOCK);
+	assert_int_equal(next.blocks_put, 3); /* two whole ones, and up to the last token */
+	answer_fini(&a.engine, &next);
+	answer_other(&a, &p, &next);
+	assert_int_equal(next.reuse.context.tokens, p.n - 1);
+	assert_int_equal(next.blocks_put, 0);
+	answer_fini(&a.engine, &next);
+	free(p.tokens);
+
+	kvg_layout_describe(a.store.layout, &info);
+	purge.layout = info.id;
+	purge.keep_planes = 2;
+	assert_int_equal(kvg_purge(a.store.client, &purge, &result), 0);
+	assert_true(result.planes > 0);
+	other_prompt(prompt.context_end - 5, 100, &p); /* another end: it is not that short block */
+	answer_other(&a, &p, &next);
+	assert_int_equal(next.reuse.context.tokens, BLOCKS * BLOCK);
+	answer_fini(&a.engine, &next);
+	free(p.tokens);
+	other_prompt(prompt.context_end + 1, 200, &p);
+	answer_other(&a, &p, &next);
+	assert_true(next.reuse.retention < 0.9);
+	assert_int_equal(next.reuse.context.tokens, prompt.context_end);
+	assert_int_equal(next.blocks_put, 0);
+	answer_fini(&a.engine, &next);
+	free(p.tokens);
+	one_close(&a);
+}
+
+/* What the daemon refuses is told, with its reason; what came before it is there. */
+static void test_refused(void **unused)
+{
+	struct kvg_key keys[BLOCKS];
+	struct answer a;
+	struct one w;
+	struct put put;
+
+	(void)unused;
+	one_open(&w, "computed", KVG_DTYPE_BF16, NULL, NULL);
+	answer(&w, &a);
+	one_close(&w);
+	one_open(&w, "refused", KVG_DTYPE_BF16, NULL, NULL);
+	assert_int_equal(
+		kvg_key_chain(w.store.layout, NULL, prompt.tokens, BLOCKS * BLOCK, keys), BLOCKS);
+	keys[3].b[7] ^= 1;
+	put = (struct put){.store = &w.store,
+		.sequence = a.sequence,
+		.tokens = prompt.tokens,
+		.keys = keys,
+		.end = BLOCKS,
+		.window = prompt.context_end};
+	assert_int_equal(put_finish(&put), -EREMOTEIO);
+	assert_non_null(strstr(put.why, "not the hash"));
+	assert_int_equal(put.blocks, 3);
+	assert_int_equal(put.outstanding, 0);
+	assert_int_equal(kvg_prefix_lookup(w.store.layout, keys, BLOCKS), 3);
+	w.engine.store = NULL; /* the answer's pins went with their connection */
+	answer_fini(&w.engine, &a);
+	one_close(&w);
 }
 
 int main(void)
@@ -336,6 +512,10 @@ int main(void)
 		cmocka_unit_test(test_extended),
 		cmocka_unit_test(test_retention),
 		cmocka_unit_test(test_pruned),
+		cmocka_unit_test(test_window),
+		cmocka_unit_test(test_gate_of_daemon),
+		cmocka_unit_test(test_short_block),
+		cmocka_unit_test(test_refused),
 	};
 
 	return cmocka_run_group_tests(tests, start, stop);
