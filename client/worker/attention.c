@@ -10,6 +10,17 @@
  *
  * and at the end the result is acc / sum. The scalar step below is the plain form of what
  * attention_vector.h does.
+ *
+ * All heads of a layer go through their rows side by side, in rounds: in a round each takes its
+ * share of what is left of it, 1024 rows of the longest. In a plane the rows of the heads lie
+ * behind each other, 18 of 256 bytes a head on the average, so that most pages hold rows of two
+ * heads. Taken head by head, the whole context would lie between the one and the other, and the
+ * processor would have to look up each page's address twice, in tables that are out of its caches
+ * by then; and what it reads ahead of its own accord behind the end of a run would be for nothing.
+ * Shares, not counts: heads that keep few rows stay in the same blocks as those that keep many.
+ *
+ * Which rows are next is known, so each step is given the next tile too and asks for its rows
+ * while it works: ahead_row().
  */
 #include "client/worker/attention_private.h"
 
@@ -46,25 +57,26 @@ static float dot(const float *a, const float *b, uint32_t n)
 
 static void step_query(struct attention *a, const struct tile *t, uint32_t query)
 {
-	const uint32_t visible = tile_visible(a, t, query);
-	float *acc = a->acc + (size_t)query * a->v_pad;
-	float p[TILE], max = a->max[query], scale;
+	struct head *h = &a->head[t->head];
+	const uint32_t visible = tile_visible(h, t, query);
+	float *acc = h->acc + (size_t)query * a->v_pad;
+	float p[TILE], max = h->max[query], scale;
 
 	for (uint32_t j = 0; j < visible; j++) {
-		p[j] = dot(a->q + (size_t)query * a->k_pad, a->k_rows + (size_t)j * a->k_pad,
+		p[j] = dot(h->q + (size_t)query * a->k_pad, a->k_rows + (size_t)j * a->k_pad,
 			a->k_dim);
 		max = fmaxf(max, p[j]);
 	}
-	scale = expf(a->max[query] - max);
-	a->max[query] = max;
-	a->sum[query] *= scale;
+	scale = expf(h->max[query] - max);
+	h->max[query] = max;
+	h->sum[query] *= scale;
 	for (uint32_t c = 0; c < a->v_dim; c++)
 		acc[c] *= scale;
 	for (uint32_t j = 0; j < visible; j++) {
 		const float *v = a->v_rows + (size_t)j * a->v_pad;
 
 		p[j] = expf(p[j] - max);
-		a->sum[query] += p[j];
+		h->sum[query] += p[j];
 		for (uint32_t c = 0; c < a->v_dim; c++)
 			acc[c] += p[j] * v[c];
 	}
@@ -76,7 +88,7 @@ void attention_step_scalar(struct attention *a, const struct tile *t)
 		load_row(a->k_rows + (size_t)j * a->k_pad, t->k[j], a->k_dim, t->dtype);
 		load_row(a->v_rows + (size_t)j * a->v_pad, t->v[j], a->v_dim, t->dtype);
 	}
-	for (uint32_t query = 0; query < a->n; query++)
+	for (uint32_t query = 0; query < a->head[t->head].n; query++)
 		step_query(a, t, query);
 }
 
@@ -110,33 +122,38 @@ static void choose_step(struct attention *a, enum attention_isa isa)
 #endif
 }
 
-int attention_new(uint32_t k_dim, uint32_t v_dim, enum attention_isa isa, struct attention **ret)
+int attention_new(uint32_t heads, uint32_t k_dim, uint32_t v_dim, enum attention_isa isa,
+	struct attention **ret)
 {
 	const uint32_t k_pad = (k_dim + PAD - 1) / PAD * PAD, v_pad = (v_dim + PAD - 1) / PAD * PAD;
-	const size_t queries = ATTENTION_QUERIES_MAX;
-	const size_t floats = queries * (k_pad + v_pad + 2) + (size_t)TILE * (2 * k_pad + v_pad);
-	const size_t head = (sizeof(struct attention) + 63) / 64 * 64;
+	const size_t queries = ATTENTION_QUERIES_MAX, of_head = queries * (k_pad + v_pad + 2);
+	const size_t floats = heads * of_head + (size_t)TILE * (2 * k_pad + v_pad);
+	const size_t top = (sizeof(struct attention) + heads * sizeof(struct head) + 63) / 64 * 64;
 	struct attention *a;
 	float *at;
 
-	assert(attention_isa_supported(isa));
-	a = aligned_alloc(64, head + floats * sizeof(float));
+	assert(heads >= 1 && attention_isa_supported(isa));
+	a = aligned_alloc(64, top + floats * sizeof(float));
 	if (!a)
 		return -ENOMEM;
-	memset(a, 0, head + floats * sizeof(float));
+	memset(a, 0, top + floats * sizeof(float));
 	a->k_dim = k_dim;
 	a->v_dim = v_dim;
 	a->k_pad = k_pad;
 	a->v_pad = v_pad;
+	a->n_heads = heads;
 	choose_step(a, isa);
-	at = (float *)((char *)a + head);
-	a->q = at;
-	a->acc = a->q + queries * k_pad;
-	a->k_rows = a->acc + queries * v_pad;
+	at = (float *)((char *)a + top);
+	a->k_rows = at;
 	a->k_dims = a->k_rows + (size_t)TILE * k_pad;
 	a->v_rows = a->k_dims + (size_t)TILE * k_pad;
-	a->max = a->v_rows + (size_t)TILE * v_pad;
-	a->sum = a->max + queries;
+	at = a->v_rows + (size_t)TILE * v_pad;
+	for (uint32_t i = 0; i < heads; i++, at += of_head) {
+		a->head[i].q = at;
+		a->head[i].acc = at + queries * k_pad;
+		a->head[i].max = a->head[i].acc + queries * v_pad;
+		a->head[i].sum = a->head[i].max + queries;
+	}
 	*ret = a;
 	return 0;
 }
@@ -147,67 +164,148 @@ struct attention *attention_free(struct attention *a)
 	return NULL;
 }
 
-void attention_begin(
-	struct attention *a, const float *q, uint32_t n, uint32_t group, uint32_t stride)
+static void head_begin(const struct attention *a, struct head *h, const float *q, uint32_t stride)
 {
 	const float scale = 1.0f / sqrtf((float)a->k_dim);
 
-	assert(n >= 1 && n <= ATTENTION_QUERIES_MAX && group >= 1);
-	a->n = n;
-	a->group = group;
-	for (uint32_t i = 0; i < n; i++) {
-		const float *from = q + (size_t)(i / group) * stride + (i % group) * a->k_dim;
-		float *to = a->q + (size_t)i * a->k_pad;
+	for (uint32_t i = 0; i < h->n; i++) {
+		const float *from = q + (size_t)(i / h->group) * stride + (i % h->group) * a->k_dim;
+		float *to = h->q + (size_t)i * a->k_pad;
 
 		for (uint32_t c = 0; c < a->k_dim; c++)
 			to[c] = from[c] * scale;
-		a->max[i] = NOTHING_SEEN;
-		a->sum[i] = 0.0f;
+		h->max[i] = NOTHING_SEEN;
+		h->sum[i] = 0.0f;
 	}
-	memset(a->acc, 0, (size_t)n * a->v_pad * sizeof(*a->acc));
+	memset(h->acc, 0, (size_t)h->n * a->v_pad * sizeof(*h->acc));
 }
 
-static void feed(struct attention *a, const struct kv_rows *rows, int64_t seen)
+void attention_begin(
+	struct attention *a, const float *q, uint32_t n, uint32_t group, uint32_t stride)
+{
+	assert(n >= 1 && n <= ATTENTION_QUERIES_MAX && group >= 1);
+	for (uint32_t i = 0; i < a->n_heads; i++) {
+		a->head[i].n = n;
+		a->head[i].group = group;
+		head_begin(a, &a->head[i], q + (size_t)i * group * a->k_dim, stride);
+	}
+}
+
+/* ---- the order of tiles ---- */
+
+/* Where feeding is: which head's turn it is, in which round of how many. */
+struct feeding {
+	const struct kv_rows *rows; /* [heads] */
+	uint32_t unseen;
+	uint32_t head;
+	uint64_t round, rounds;
+};
+
+static void feeding_start(
+	struct attention *a, const struct kv_rows *rows, uint32_t unseen, struct feeding *ret)
+{
+	uint64_t longest = 0;
+
+	for (uint32_t i = 0; i < a->n_heads; i++) {
+		struct head *h = &a->head[i];
+
+		h->run = h->row = 0;
+		h->done = h->total = 0;
+		for (uint32_t j = 0; j < rows[i].n_runs; j++)
+			h->total += rows[i].run[j].n;
+		longest = h->total > longest ? h->total : longest;
+	}
+	*ret = (struct feeding){
+		.rows = rows, .unseen = unseen, .rounds = (longest + ROUND - 1) / ROUND};
+}
+
+static void take_rows(
+	const struct attention *a, struct head *h, const struct kv_rows *rows, struct tile *t)
 {
 	const size_t bytes = dtype_bytes(rows->dtype);
 	const size_t k_bytes = a->k_dim * bytes, v_bytes = a->v_dim * bytes;
-	struct tile t = {.dtype = rows->dtype, .seen = seen};
 
-	for (uint32_t i = 0; i < rows->n_runs; i++) {
-		const struct kv_run *run = &rows->run[i];
+	for (t->n = 0; t->n < TILE && h->run < rows->n_runs;) {
+		const struct kv_run *run = &rows->run[h->run];
+		const uint32_t left = run->n - h->row, room = TILE - t->n;
+		const uint32_t n = left < room ? left : room;
 
-		for (uint32_t j = 0; j < run->n; j++) {
-			t.k[t.n] = (const char *)run->k + j * k_bytes;
-			t.v[t.n] = (const char *)run->v + j * v_bytes;
-			if (++t.n == TILE) {
-				a->step(a, &t);
-				t.seen -= TILE;
-				t.n = 0;
-			}
+		for (uint32_t i = 0; i < n; i++, t->n++) {
+			t->k[t->n] = (const char *)run->k + (h->row + i) * k_bytes;
+			t->v[t->n] = (const char *)run->v + (h->row + i) * v_bytes;
+		}
+		h->row += n;
+		if (n == left) {
+			h->run++;
+			h->row = 0;
 		}
 	}
-	if (t.n > 0)
-		a->step(a, &t);
+}
+
+/* The tile that is next; without rows behind the last. */
+static void next_tile(struct attention *a, struct feeding *f, struct tile *t)
+{
+	t->n = 0;
+	for (; f->round < f->rounds; f->round++, f->head = 0)
+		for (; f->head < a->n_heads; f->head++) {
+			struct head *h = &a->head[f->head];
+
+			if (h->done * f->rounds >= h->total * (f->round + 1))
+				continue;
+			t->head = f->head;
+			t->dtype = f->rows[f->head].dtype;
+			t->seen = (int64_t)h->total - f->unseen - (int64_t)h->done;
+			take_rows(a, h, &f->rows[f->head], t);
+			h->done += t->n;
+			return;
+		}
+}
+
+static void feed(struct attention *a, const struct kv_rows *rows, uint32_t unseen)
+{
+	struct tile tile[2], *t = &tile[0], *next = &tile[1];
+	struct feeding f;
+
+	feeding_start(a, rows, unseen, &f);
+	for (next_tile(a, &f, t); t->n > 0;) {
+		struct tile *const worked_on = t;
+
+		next_tile(a, &f, next);
+		a->next = next;
+		a->ahead = 0;
+		a->step(a, t);
+		while (a->ahead < next->n)
+			ahead_row(a);
+		t = next;
+		next = worked_on;
+	}
+	a->next = NULL;
 }
 
 void attention_rows(struct attention *a, const struct kv_rows *rows)
 {
-	feed(a, rows, SEEN_ALL);
+	feed(a, rows, 0);
 }
 
-void attention_rows_causal(struct attention *a, const struct kv_rows *rows, uint32_t seen)
+void attention_rows_causal(struct attention *a, const struct kv_rows *rows, uint32_t unseen)
 {
-	feed(a, rows, seen);
+	feed(a, rows, unseen);
 }
 
-void attention_end(const struct attention *a, float *ret, uint32_t stride)
+static void head_end(const struct attention *a, const struct head *h, float *ret, uint32_t stride)
 {
-	for (uint32_t i = 0; i < a->n; i++) {
-		const float *acc = a->acc + (size_t)i * a->v_pad;
-		float *to = ret + (size_t)(i / a->group) * stride + (i % a->group) * a->v_dim;
-		const float scale = a->sum[i] > 0.0f ? 1.0f / a->sum[i] : 0.0f;
+	for (uint32_t i = 0; i < h->n; i++) {
+		const float *acc = h->acc + (size_t)i * a->v_pad;
+		float *to = ret + (size_t)(i / h->group) * stride + (i % h->group) * a->v_dim;
+		const float scale = h->sum[i] > 0.0f ? 1.0f / h->sum[i] : 0.0f;
 
 		for (uint32_t c = 0; c < a->v_dim; c++)
 			to[c] = acc[c] * scale;
 	}
+}
+
+void attention_end(const struct attention *a, float *ret, uint32_t stride)
+{
+	for (uint32_t i = 0; i < a->n_heads; i++)
+		head_end(a, &a->head[i], ret + (size_t)i * a->head[i].group * a->v_dim, stride);
 }

@@ -10,6 +10,9 @@
  *
  * Rows are widened to f32 and K is turned over, so that a vector holds one dimension of LANES
  * rows: a score is then a chain of multiply-adds without any sum across lanes.
+ *
+ * Meanwhile the next tile's rows are asked for, one each AHEAD rounds of multiply-adds: see
+ * ahead_row().
  */
 typedef float NAME(vf) __attribute__((vector_size(LANES * 4)));
 typedef int32_t NAME(vi) __attribute__((vector_size(LANES * 4)));
@@ -20,6 +23,7 @@ typedef int32_t NAME(vi) __attribute__((vector_size(LANES * 4)));
 #define STORE   NAME(store)
 #define INLINE  static inline __attribute__((always_inline)) TARGET
 #define VECTORS (TILE / LANES)
+#define AHEAD   (256 / (LANES * QUERIES))
 #define WIDE    4 /* vectors of scores, or of a row of V, that are worked on together */
 
 #if LANES == 16
@@ -110,29 +114,23 @@ INLINE float NAME(max)(VF v)
 	return v[0];
 }
 
-/* n dimensions of one row; beyond them dst keeps the zeros it was born with. */
-INLINE void NAME(widen)(float *dst, const void *src, uint32_t n, uint32_t dtype)
+INLINE VF NAME(widen)(const void *row, uint32_t c, uint32_t dtype)
 {
-	const uint32_t whole = n / LANES * LANES;
-	const float *full = src;
-	const uint16_t *half = src;
+	if (dtype == KVG_DTYPE_F32)
+		return LOAD((const float *)row + c);
+	if (dtype == KVG_DTYPE_BF16)
+		return NAME(from_bf16)((const uint16_t *)row + c);
+	return NAME(from_f16)((const uint16_t *)row + c);
+}
 
-	if (dtype == KVG_DTYPE_F32) {
-		for (uint32_t i = 0; i < whole; i += LANES)
-			STORE(dst + i, LOAD(full + i));
-		for (uint32_t i = whole; i < n; i++)
-			dst[i] = full[i];
-	} else if (dtype == KVG_DTYPE_BF16) {
-		for (uint32_t i = 0; i < whole; i += LANES)
-			STORE(dst + i, NAME(from_bf16)(half + i));
-		for (uint32_t i = whole; i < n; i++)
-			dst[i] = bf16_to_f32(half[i]);
-	} else {
-		for (uint32_t i = 0; i < whole; i += LANES)
-			STORE(dst + i, NAME(from_f16)(half + i));
-		for (uint32_t i = whole; i < n; i++)
-			dst[i] = f16_to_f32(half[i]);
-	}
+/* The end of a row of n that fills no vector, and zeros. */
+INLINE VF NAME(widen_rest)(const void *row, uint32_t c, uint32_t n, uint32_t dtype)
+{
+	const uint32_t size = dtype == KVG_DTYPE_F32 ? 4 : 2;
+	float rest[LANES] = {0.0f};
+
+	memcpy(rest, (const char *)row + c * size, (n - c) * size);
+	return NAME(widen)(rest, 0, dtype);
 }
 
 /*
@@ -152,13 +150,8 @@ INLINE void NAME(widen)(float *dst, const void *src, uint32_t n, uint32_t dtype)
 		}                                                                                  \
 	} while (0)
 
-INLINE void NAME(turn)(float *dst, uint32_t dst_stride, const float *src, uint32_t src_stride)
+INLINE void NAME(turn)(float *dst, VF r[LANES])
 {
-	VF r[LANES];
-
-#pragma GCC unroll 16
-	for (int i = 0; i < LANES; i++)
-		r[i] = LOAD(src + (size_t)i * src_stride);
 	TURN(r, 1);
 	TURN(r, 2);
 	TURN(r, 4);
@@ -167,24 +160,65 @@ INLINE void NAME(turn)(float *dst, uint32_t dst_stride, const float *src, uint32
 #endif
 #pragma GCC unroll 16
 	for (int i = 0; i < LANES; i++)
-		STORE(dst + (size_t)i * dst_stride, r[i]);
+		STORE(dst + (size_t)i * TILE, r[i]);
+}
+
+/* Behind the tile's last row that row is taken again: no query sees it. */
+INLINE void NAME(load_k)(struct attention *a, const struct tile *t, uint32_t dtype)
+{
+	for (uint32_t j = 0; j < t->n; j += LANES) {
+		const void *row[LANES];
+		VF r[LANES];
+		uint32_t c = 0;
+
+		for (uint32_t i = 0; i < LANES; i++)
+			row[i] = t->k[j + i < t->n ? j + i : t->n - 1];
+		for (; c + LANES <= a->k_dim; c += LANES) {
+#pragma GCC unroll 16
+			for (uint32_t i = 0; i < LANES; i++)
+				r[i] = NAME(widen)(row[i], c, dtype);
+			NAME(turn)(a->k_dims + (size_t)c * TILE + j, r);
+		}
+		if (c < a->k_dim) {
+			for (uint32_t i = 0; i < LANES; i++)
+				r[i] = NAME(widen_rest)(row[i], c, a->k_dim, dtype);
+			NAME(turn)(a->k_dims + (size_t)c * TILE + j, r);
+		}
+	}
+}
+
+INLINE void NAME(load_v)(struct attention *a, const struct tile *t, uint32_t dtype)
+{
+	for (uint32_t j = 0; j < t->n; j++) {
+		float *to = a->v_rows + (size_t)j * a->v_pad;
+		uint32_t c = 0;
+
+		if (j % 4 == 0)
+			ahead_row(a);
+		for (; c + LANES <= a->v_dim; c += LANES)
+			STORE(to + c, NAME(widen)(t->v[j], c, dtype));
+		if (c < a->v_dim)
+			STORE(to + c, NAME(widen_rest)(t->v[j], c, a->v_dim, dtype));
+	}
 }
 
 INLINE void NAME(load_tile)(struct attention *a, const struct tile *t)
 {
-	for (uint32_t j = 0; j < t->n; j++) {
-		NAME(widen)(a->k_rows + (size_t)j * a->k_pad, t->k[j], a->k_dim, t->dtype);
-		NAME(widen)(a->v_rows + (size_t)j * a->v_pad, t->v[j], a->v_dim, t->dtype);
+	if (t->dtype == KVG_DTYPE_F32) {
+		NAME(load_k)(a, t, KVG_DTYPE_F32);
+		NAME(load_v)(a, t, KVG_DTYPE_F32);
+	} else if (t->dtype == KVG_DTYPE_BF16) {
+		NAME(load_k)(a, t, KVG_DTYPE_BF16);
+		NAME(load_v)(a, t, KVG_DTYPE_BF16);
+	} else {
+		NAME(load_k)(a, t, KVG_DTYPE_F16);
+		NAME(load_v)(a, t, KVG_DTYPE_F16);
 	}
-	for (uint32_t j = 0; j < t->n; j += LANES)
-		for (uint32_t c = 0; c < a->k_pad; c += LANES)
-			NAME(turn)
-	(a->k_dims + (size_t)c * TILE + j, TILE, a->k_rows + (size_t)j * a->k_pad + c, a->k_pad);
 }
 
 /* Scores of `queries` queries from `first` on with WIDE vectors of rows, from row j on. */
-INLINE void NAME(scores)(const struct attention *a, uint32_t first, uint32_t queries, uint32_t j,
-	float p[QUERIES][TILE])
+INLINE void NAME(scores)(struct attention *a, const struct head *h, uint32_t first,
+	uint32_t queries, uint32_t j, float p[QUERIES][TILE])
 {
 	VF s[QUERIES][WIDE];
 
@@ -196,9 +230,11 @@ INLINE void NAME(scores)(const struct attention *a, uint32_t first, uint32_t que
 	for (uint32_t c = 0; c < a->k_dim; c++) {
 		const float *k = a->k_dims + (size_t)c * TILE + j;
 
+		if (c % AHEAD == 0)
+			ahead_row(a);
 #pragma GCC unroll 4
 		for (uint32_t i = 0; i < queries; i++) {
-			const VF q = NAME(all)(a->q[(size_t)(first + i) * a->k_pad + c]);
+			const VF q = NAME(all)(h->q[(size_t)(first + i) * a->k_pad + c]);
 
 #pragma GCC unroll 4
 			for (uint32_t w = 0; w < WIDE; w++)
@@ -216,11 +252,11 @@ INLINE void NAME(scores)(const struct attention *a, uint32_t first, uint32_t que
  * Scores to exp(score - max), zero for what the query does not see. Returns what acc is to be
  * scaled by.
  */
-INLINE float NAME(soften)(struct attention *a, const struct tile *t, uint32_t query, float p[TILE])
+INLINE float NAME(soften)(struct head *h, const struct tile *t, uint32_t query, float p[TILE])
 {
 	const VI lane = {EACH_LANE(LANE_INDEX, 0)};
-	const int32_t visible = (int32_t)tile_visible(a, t, query);
-	VF s[VECTORS], m = NAME(all)(a->max[query]), sum = {0};
+	const int32_t visible = (int32_t)tile_visible(h, t, query);
+	VF s[VECTORS], m = NAME(all)(h->max[query]), sum = {0};
 	float scale, max;
 
 #pragma GCC unroll 8
@@ -230,7 +266,7 @@ INLINE float NAME(soften)(struct attention *a, const struct tile *t, uint32_t qu
 		m = NAME(larger)(s[w], m);
 	}
 	max = NAME(max)(m);
-	scale = NAME(exp)(NAME(all)(a->max[query] - max))[0];
+	scale = NAME(exp)(NAME(all)(h->max[query] - max))[0];
 #pragma GCC unroll 8
 	for (int w = 0; w < VECTORS; w++) {
 		s[w] = NAME(choose)(
@@ -238,8 +274,8 @@ INLINE float NAME(soften)(struct attention *a, const struct tile *t, uint32_t qu
 		sum += s[w];
 		STORE(p + w * LANES, s[w]);
 	}
-	a->sum[query] = a->sum[query] * scale + NAME(sum)(sum);
-	a->max[query] = max;
+	h->sum[query] = h->sum[query] * scale + NAME(sum)(sum);
+	h->max[query] = max;
 	return scale;
 }
 
@@ -247,8 +283,8 @@ INLINE float NAME(soften)(struct attention *a, const struct tile *t, uint32_t qu
  * acc = scale acc + p v for `queries` queries and `wide` vectors of dimensions from c on. The
  * tile is summed by itself first: sums of 64, and then of tiles, lose less than one long sum.
  */
-INLINE void NAME(values)(struct attention *a, uint32_t first, uint32_t queries, uint32_t c,
-	uint32_t wide, uint32_t n, float p[QUERIES][TILE], const float scale[QUERIES])
+INLINE void NAME(values)(struct attention *a, struct head *h, uint32_t first, uint32_t queries,
+	uint32_t c, uint32_t wide, uint32_t n, float p[QUERIES][TILE], const float scale[QUERIES])
 {
 	VF sum[QUERIES][WIDE];
 
@@ -260,6 +296,8 @@ INLINE void NAME(values)(struct attention *a, uint32_t first, uint32_t queries, 
 	for (uint32_t j = 0; j < n; j++) {
 		const float *v = a->v_rows + (size_t)j * a->v_pad + c;
 
+		if (j % (2 * AHEAD) == 0)
+			ahead_row(a);
 #pragma GCC unroll 4
 		for (uint32_t i = 0; i < queries; i++)
 #pragma GCC unroll 4
@@ -270,7 +308,7 @@ INLINE void NAME(values)(struct attention *a, uint32_t first, uint32_t queries, 
 	for (uint32_t i = 0; i < queries; i++)
 #pragma GCC unroll 4
 		for (uint32_t w = 0; w < wide; w++) {
-			float *acc = a->acc + (size_t)(first + i) * a->v_pad + c + w * LANES;
+			float *acc = h->acc + (size_t)(first + i) * a->v_pad + c + w * LANES;
 
 			STORE(acc, LOAD(acc) * scale[i] + sum[i][w]);
 		}
@@ -279,34 +317,36 @@ INLINE void NAME(values)(struct attention *a, uint32_t first, uint32_t queries, 
 INLINE void NAME(queries)(
 	struct attention *a, const struct tile *t, uint32_t first, uint32_t queries)
 {
+	struct head *h = &a->head[t->head];
 	float p[QUERIES][TILE] __attribute__((aligned(64)));
 	float scale[QUERIES];
 	uint32_t c = 0;
 
-	if (tile_visible(a, t, first + queries - 1) == 0)
+	if (tile_visible(h, t, first + queries - 1) == 0)
 		return;
 	for (uint32_t j = 0; j < TILE; j += WIDE * LANES)
-		NAME(scores)(a, first, queries, j, p);
+		NAME(scores)(a, h, first, queries, j, p);
 	for (uint32_t i = 0; i < queries; i++)
-		scale[i] = NAME(soften)(a, t, first + i, p[i]);
+		scale[i] = NAME(soften)(h, t, first + i, p[i]);
 	for (; c + WIDE * LANES <= a->v_pad; c += WIDE * LANES)
-		NAME(values)(a, first, queries, c, WIDE, t->n, p, scale);
+		NAME(values)(a, h, first, queries, c, WIDE, t->n, p, scale);
 	for (; c + 2 * LANES <= a->v_pad; c += 2 * LANES)
-		NAME(values)(a, first, queries, c, 2, t->n, p, scale);
+		NAME(values)(a, h, first, queries, c, 2, t->n, p, scale);
 	for (; c < a->v_pad; c += LANES)
-		NAME(values)(a, first, queries, c, 1, t->n, p, scale);
+		NAME(values)(a, h, first, queries, c, 1, t->n, p, scale);
 }
 
 TARGET void NAME(attention_step)(struct attention *a, const struct tile *t)
 {
+	const struct head *h = &a->head[t->head];
 	uint32_t first = 0;
 
 	NAME(load_tile)(a, t);
-	for (; first + QUERIES <= a->n; first += QUERIES)
+	for (; first + QUERIES <= h->n; first += QUERIES)
 		NAME(queries)(a, t, first, QUERIES);
-	for (; first + 2 <= a->n; first += 2)
+	for (; first + 2 <= h->n; first += 2)
 		NAME(queries)(a, t, first, 2);
-	if (first < a->n)
+	if (first < h->n)
 		NAME(queries)(a, t, first, 1);
 }
 
@@ -317,6 +357,7 @@ TARGET void NAME(attention_step)(struct attention *a, const struct tile *t)
 #undef INLINE
 #undef VECTORS
 #undef WIDE
+#undef AHEAD
 #undef EACH_LANE
 #undef LANE_INDEX
 #undef LANE_SWAP

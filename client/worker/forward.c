@@ -26,6 +26,8 @@
 struct forward {
 	const struct model *model;
 	struct attention *attention;
+	struct kv_run *own;      /* [kv_heads] */
+	struct kv_rows *kv_rows; /* [kv_heads] */
 	uint32_t max_rows;
 	float *x;        /* [rows][hidden] */
 	float *h;        /* [rows][hidden], x after a norm */
@@ -55,9 +57,11 @@ int forward_new(const struct model *m, uint32_t rows, enum attention_isa isa, st
 	f->mlp = malloc((size_t)rows * 2 * c->mlp * sizeof(float));
 	f->angle = malloc((size_t)rows * c->head_dim * sizeof(float));
 	f->last = malloc(rows * sizeof(*f->last));
-	r = attention_new(c->head_dim, c->head_dim, isa, &f->attention);
-	if (r < 0 || !f->x || !f->h || !f->qkv || !f->attended || !f->mlp || !f->angle ||
-		!f->last) {
+	f->own = malloc(c->kv_heads * sizeof(*f->own));
+	f->kv_rows = malloc(c->kv_heads * sizeof(*f->kv_rows));
+	r = attention_new(c->kv_heads, c->head_dim, c->head_dim, isa, &f->attention);
+	if (r < 0 || !f->own || !f->kv_rows || !f->x || !f->h || !f->qkv || !f->attended ||
+		!f->mlp || !f->angle || !f->last) {
 		forward_free(f);
 		return -ENOMEM;
 	}
@@ -77,6 +81,8 @@ struct forward *forward_free(struct forward *f)
 		free(f->angle);
 		free(f->logits);
 		free(f->last);
+		free(f->own);
+		free(f->kv_rows);
 		free(f);
 	}
 	return NULL;
@@ -211,36 +217,54 @@ static void append(const struct span *s, uint32_t layer, const float *qkv)
 	}
 }
 
-/*
- * One KV head of one span: first what lies in planes, then the own rows, each query up to itself.
- */
-static void attend(
-	struct forward *f, const struct span *s, uint32_t layer, uint32_t head, uint32_t row)
+static const struct kv_rows *planes_of(
+	struct forward *f, const struct context *context, uint32_t layer)
+{
+	const uint32_t heads = f->model->config.kv_heads;
+	const uint32_t *first = context->first + layer * heads;
+
+	for (uint32_t h = 0; h < heads; h++)
+		f->kv_rows[h] = (struct kv_rows){.run = context->run + first[h],
+			.n_runs = first[h + 1] - first[h],
+			.dtype = context->dtype};
+	return f->kv_rows;
+}
+
+static const struct kv_rows *own_rows_of(
+	struct forward *f, const struct sequence *s, uint32_t layer)
+{
+	const uint32_t heads = f->model->config.kv_heads;
+
+	for (uint32_t h = 0; h < heads; h++) {
+		const uint32_t run = layer * heads + h;
+
+		f->own[h] = (struct kv_run){
+			.k = sequence_k(s, run, 0), .v = sequence_v(s, run, 0), .n = s->n[run]};
+		f->kv_rows[h] =
+			(struct kv_rows){.run = &f->own[h], .n_runs = 1, .dtype = KVG_DTYPE_F32};
+	}
+	return f->kv_rows;
+}
+
+/* One span: first what lies in planes, then the own rows, each query up to itself. */
+static void attend(struct forward *f, const struct span *s, uint32_t layer, uint32_t row)
 {
 	const struct model_config *c = &f->model->config;
 	const struct context *context = s->sequence->context;
-	const uint32_t run = layer * c->kv_heads + head, group = model_group(c);
+	const uint32_t group = model_group(c), width = c->heads * c->head_dim;
 	const uint32_t step = ATTENTION_QUERIES_MAX / group ? ATTENTION_QUERIES_MAX / group : 1;
-	const struct kv_run own = {.k = sequence_k(s->sequence, run, 0),
-		.v = sequence_v(s->sequence, run, 0),
-		.n = s->sequence->n[run]};
-	const uint32_t width = c->heads * c->head_dim;
 
 	for (uint32_t i = 0; i < s->n; i += step) {
 		const uint32_t n = s->n - i < step ? s->n - i : step;
-		const size_t at = (size_t)row + i, first = (size_t)head * group * c->head_dim;
-		const uint32_t seen = own.n - s->n + i + 1;
+		const size_t at = (size_t)row + i;
 
-		attention_begin(f->attention, f->qkv + at * qkv_width(c) + first, n * group, group,
-			qkv_width(c));
+		attention_begin(
+			f->attention, f->qkv + at * qkv_width(c), n * group, group, qkv_width(c));
 		if (context && context->pairs)
-			attention_rows(f->attention,
-				&(struct kv_rows){.run = context->run + context->first[run],
-					.n_runs = context->first[run + 1] - context->first[run],
-					.dtype = context->dtype});
-		attention_rows_causal(f->attention,
-			&(struct kv_rows){.run = &own, .n_runs = 1, .dtype = KVG_DTYPE_F32}, seen);
-		attention_end(f->attention, f->attended + at * width + first, width);
+			attention_rows(f->attention, planes_of(f, context, layer));
+		attention_rows_causal(
+			f->attention, own_rows_of(f, s->sequence, layer), s->n - i - 1);
+		attention_end(f->attention, f->attended + at * width, width);
 	}
 }
 
@@ -299,13 +323,10 @@ static void attention_block(struct forward *f, const struct span *spans, uint32_
 	uint32_t layer, uint32_t rows)
 {
 	const struct model_config *c = &f->model->config;
-	uint32_t row;
+	uint32_t row = 0;
 
-	for (uint32_t head = 0; head < c->kv_heads; head++) {
-		row = 0;
-		for (uint32_t i = 0; i < n_spans; row += spans[i++].n)
-			attend(f, &spans[i], layer, head, row);
-	}
+	for (uint32_t i = 0; i < n_spans; row += spans[i++].n)
+		attend(f, &spans[i], layer, row);
 	product(f->x, f->attended, f->model->layer[layer].output, rows, c->heads * c->head_dim,
 		c->hidden, true);
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Attention against a plain one in double: random runs of every dtype at odd addresses and in any
- * order, widths that fill no vector, groups, causal limits, each instruction set the processor
- * has.
+ * order, widths that fill no vector, groups, causal limits, heads of different
+ * lengths side by side, each instruction set the processor has.
  */
 #include <math.h>
 #include <setjmp.h>
@@ -18,10 +18,11 @@
 #include "proto/shape.h"
 
 enum {
+	HEADS_MAX = 3,
 	RUNS_MAX = 40,
-	ROWS_MAX = 1200
+	ROWS_MAX = 4000
 };
-#define TOLERANCE 2e-5 /* f32 sums of up to 1200 terms; values are below 1 */
+#define TOLERANCE 2e-5 /* f32 sums of up to 4000 terms; values are below 1 */
 
 /* One random head: rows in f32 and, as they lie, in their dtype. */
 struct head {
@@ -125,17 +126,17 @@ static void reference(const struct head *a, const struct head *b, const uint32_t
 }
 
 struct queries {
-	uint32_t rows, group, stride;
+	uint32_t heads, rows, group, stride;
 	float *q;
 };
 
 static void check(const struct head *context, const struct head *own, const struct queries *qs,
-	const float *out, uint32_t out_stride)
+	uint32_t head, const float *out, uint32_t out_stride)
 {
 	double expected[256];
 
 	for (uint32_t i = 0; i < qs->rows * qs->group; i++) {
-		const uint32_t row = i / qs->group, g = i % qs->group;
+		const uint32_t row = i / qs->group, g = head * qs->group + i % qs->group;
 		const uint32_t seen[2] = {context->n_rows, own->n_rows - qs->rows + row + 1};
 
 		reference(context, own, seen,
@@ -145,40 +146,64 @@ static void check(const struct head *context, const struct head *own, const stru
 				out[(size_t)row * out_stride + (size_t)g * context->v_dim + c];
 
 			if (!(fabs(got - expected[c]) <= TOLERANCE))
-				fail_msg("query %u dim %u: %.7f, not %.7f", i, c, got, expected[c]);
+				fail_msg("head %u query %u dim %u: %.7f, not %.7f", head, i, c, got,
+					expected[c]);
 		}
 	}
 }
 
+/* Heads differ in their rows, by far: some have none but their own. */
+static void make_heads(struct head *context, struct head *own, const struct queries *qs,
+	uint32_t dtype, uint32_t k_dim, uint32_t v_dim)
+{
+	for (uint32_t h = 0; h < qs->heads; h++) {
+		head_init(&context[h], k_dim, v_dim, dtype);
+		head_init(&own[h], k_dim, v_dim, KVG_DTYPE_F32);
+		for (uint32_t n = below(RUNS_MAX); context[h].n_runs < n;)
+			add_run(&context[h], 1 + below(below(4) ? 9 : 90));
+		add_run(&own[h], qs->rows + below(200));
+	}
+}
+
+static void attend(struct attention *a, const struct head *context, const struct head *own,
+	const struct queries *qs, float *out)
+{
+	struct kv_rows rows[2][HEADS_MAX];
+
+	for (uint32_t h = 0; h < qs->heads; h++) {
+		rows[0][h] = (struct kv_rows){context[h].run, context[h].n_runs, context[h].dtype};
+		rows[1][h] = (struct kv_rows){own[h].run, own[h].n_runs, own[h].dtype};
+	}
+	attention_begin(a, qs->q, qs->rows * qs->group, qs->group, qs->stride);
+	attention_rows(a, rows[0]);
+	attention_rows_causal(a, rows[1], qs->rows - 1);
+	attention_end(a, out, qs->heads * qs->group * own->v_dim);
+}
+
 static void one_case(enum attention_isa isa, uint32_t dtype, uint32_t k_dim, uint32_t v_dim)
 {
-	struct queries qs = {.group = 1 + below(5)};
-	struct head context, own;
+	struct queries qs = {.group = 1 + below(5), .heads = 1 + below(HEADS_MAX)};
+	const uint32_t width = qs.heads * qs.group;
+	struct head context[HEADS_MAX], own[HEADS_MAX];
 	struct attention *a;
 	float *out;
 
 	qs.rows = 1 + below(ATTENTION_QUERIES_MAX / qs.group);
-	qs.stride = qs.group * k_dim + below(9);
-	head_init(&context, k_dim, v_dim, dtype);
-	head_init(&own, k_dim, v_dim, KVG_DTYPE_F32);
-	for (uint32_t n = below(RUNS_MAX); context.n_runs < n;)
-		add_run(&context, 1 + below(below(4) ? 9 : 90));
-	add_run(&own, qs.rows + below(200));
+	qs.stride = width * k_dim + below(9);
+	make_heads(context, own, &qs, dtype, k_dim, v_dim);
 	qs.q = malloc(qs.rows * qs.stride * sizeof(float));
-	out = malloc(qs.rows * qs.group * v_dim * sizeof(float));
+	out = malloc(qs.rows * width * v_dim * sizeof(float));
 	assert_true(qs.q && out);
 	for (uint32_t i = 0; i < qs.rows * qs.stride; i++)
 		qs.q[i] = 6.0f * value();
-	assert_int_equal(attention_new(k_dim, v_dim, isa, &a), 0);
-	attention_begin(a, qs.q, qs.rows * qs.group, qs.group, qs.stride);
-	attention_rows(a, &(struct kv_rows){context.run, context.n_runs, dtype});
-	attention_rows_causal(
-		a, &(struct kv_rows){own.run, own.n_runs, KVG_DTYPE_F32}, own.n_rows - qs.rows + 1);
-	attention_end(a, out, qs.group * v_dim);
-	check(&context, &own, &qs, out, qs.group * v_dim);
+	assert_int_equal(attention_new(qs.heads, k_dim, v_dim, isa, &a), 0);
+	attend(a, context, own, &qs, out);
+	for (uint32_t h = 0; h < qs.heads; h++) {
+		check(&context[h], &own[h], &qs, h, out, width * v_dim);
+		head_fini(&context[h]);
+		head_fini(&own[h]);
+	}
 	attention_free(a);
-	head_fini(&context);
-	head_fini(&own);
 	free(qs.q);
 	free(out);
 }
@@ -230,7 +255,7 @@ static void test_extremes(void **unused)
 
 		if (!attention_isa_supported((enum attention_isa)isa))
 			continue;
-		assert_int_equal(attention_new(1, 1, (enum attention_isa)isa, &a), 0);
+		assert_int_equal(attention_new(1, 1, 1, (enum attention_isa)isa, &a), 0);
 		attention_begin(a, &q, 1, 1, 0);
 		attention_rows(a, &(struct kv_rows){run, 2, KVG_DTYPE_F32});
 		attention_end(a, &out, 0);
@@ -243,6 +268,60 @@ static void test_extremes(void **unused)
 	}
 }
 
+/*
+ * A head's result is the same to the bit whether it is alone or beside others, shorter and longer
+ * by rounds: tiles of heads take turns, and none may see the other's rows.
+ */
+static void test_heads(void **unused)
+{
+	static const uint32_t rows[HEADS_MAX] = {3500, 70, 1400};
+	const uint32_t dim = 32, group = 2;
+	struct head context[HEADS_MAX], own[HEADS_MAX];
+	struct queries qs = {.heads = HEADS_MAX, .rows = 3, .group = group};
+	float q[3 * HEADS_MAX * 2 * 32], out[3 * HEADS_MAX * 2 * 32], alone[3 * 2 * 32];
+
+	(void)unused;
+	qs.stride = HEADS_MAX * group * dim;
+	qs.q = q;
+	for (uint32_t i = 0; i < qs.rows * qs.stride; i++)
+		q[i] = 6.0f * value();
+	for (uint32_t h = 0; h < HEADS_MAX; h++) {
+		head_init(&context[h], dim, dim, KVG_DTYPE_BF16);
+		head_init(&own[h], dim, dim, KVG_DTYPE_F32);
+		while (context[h].n_rows < rows[h] && context[h].n_runs < RUNS_MAX)
+			add_run(&context[h], 1 + below(rows[h] * 2 / RUNS_MAX));
+		add_run(&own[h], 3 + h);
+	}
+	for (int isa = ATTENTION_SCALAR; isa <= ATTENTION_AVX512; isa++) {
+		struct attention *all, *one;
+
+		if (!attention_isa_supported((enum attention_isa)isa))
+			continue;
+		assert_int_equal(
+			attention_new(HEADS_MAX, dim, dim, (enum attention_isa)isa, &all), 0);
+		assert_int_equal(attention_new(1, dim, dim, (enum attention_isa)isa, &one), 0);
+		attend(all, context, own, &qs, out);
+		for (uint32_t h = 0; h < HEADS_MAX; h++) {
+			struct queries mine = qs;
+
+			check(&context[h], &own[h], &qs, h, out, qs.stride);
+			mine.heads = 1;
+			mine.q = q + h * group * dim;
+			attend(one, &context[h], &own[h], &mine, alone);
+			for (uint32_t i = 0; i < qs.rows; i++)
+				assert_memory_equal(alone + i * group * dim,
+					out + i * qs.stride + h * group * dim,
+					group * dim * sizeof(float));
+		}
+		attention_free(all);
+		attention_free(one);
+	}
+	for (uint32_t h = 0; h < HEADS_MAX; h++) {
+		head_fini(&context[h]);
+		head_fini(&own[h]);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -250,6 +329,7 @@ int main(void)
 		cmocka_unit_test(test_avx2),
 		cmocka_unit_test(test_avx512),
 		cmocka_unit_test(test_extremes),
+		cmocka_unit_test(test_heads),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
