@@ -13,7 +13,8 @@
 
 #include "proto/shape.h"
 
-#define PROTECTED 0x7c00 /* +inf, as f16 */
+#define PROTECTED  0x7c00 /* +inf, as f16 */
+#define TAIL_TRIES 1024   /* lengths; their hashes grow with the square of the block's tokens */
 
 /* Of the daemon's gate only the bands are known here: those of probabilities are above 0. */
 static bool has_log_scores(const struct kvg_layout *l)
@@ -234,29 +235,41 @@ static bool tokens_equal(
 		!memcmp(plane[0].tokens, tokens, n * sizeof(*tokens));
 }
 
+/* The short block of the next n tokens, when it is there. */
+static bool pin_short(struct store *s, const struct store_wish *w, uint32_t n, struct reuse *r)
+{
+	const uint32_t first = (uint32_t)r->n_blocks * s->block_tokens;
+	struct kvg_pin *pin = &r->pins[r->n_blocks];
+	struct kvg_key key;
+
+	kvg_key_block(s->layout, r->n_blocks ? &r->keys[r->n_blocks - 1] : NULL, w->tokens + first,
+		n, &key);
+	if (kvg_lookup_pin(s->layout, &key, (float)w->min_retention, pin) < 0)
+		return false;
+	if (!tokens_equal(s, pin, w->tokens + first, n)) {
+		kvg_unpin(s->client, pin, 1);
+		return false;
+	}
+	r->n_pins++;
+	return true;
+}
+
 /*
- * The longest short block behind the whole ones. Where a context ended is for its writer to know,
- * so each length is tried: hashing all 255 of them takes less time than computing one token does.
+ * The short block behind the whole ones: up to the end of what is shared, or the longest. Where
+ * other contexts ended is not known, so each length is tried: to hash the 255 of a block of 256
+ * takes less time than to compute one token.
  */
 static void pin_tail(struct store *s, const struct store_wish *w, struct reuse *r)
 {
-	const uint32_t first = (uint32_t)r->n_blocks * s->block_tokens;
-	const uint32_t left = w->n - 1 - first, most = s->block_tokens - 1;
+	const uint32_t first = (uint32_t)r->n_blocks * s->block_tokens, left = w->n - 1 - first;
+	const uint32_t most = left < s->block_tokens ? left : s->block_tokens - 1;
+	const uint32_t least = most > TAIL_TRIES ? most - TAIL_TRIES : 0;
 
-	for (uint32_t n = left < most ? left : most; n > 0; n--) {
-		struct kvg_pin *pin = &r->pins[r->n_blocks];
-		struct kvg_key key;
-
-		kvg_key_block(s->layout, r->n_blocks ? &r->keys[r->n_blocks - 1] : NULL,
-			w->tokens + first, n, &key);
-		if (kvg_lookup_pin(s->layout, &key, (float)w->min_retention, pin) < 0)
-			continue;
-		if (tokens_equal(s, pin, w->tokens + first, n)) {
-			r->n_pins++;
+	if (w->shared > first && w->shared - first <= most && pin_short(s, w, w->shared - first, r))
+		return;
+	for (uint32_t n = most; n > least; n--)
+		if (pin_short(s, w, n, r))
 			return;
-		}
-		kvg_unpin(s->client, pin, 1);
-	}
 }
 
 static int pin_prefix(struct store *s, const struct store_wish *w, struct reuse *r)

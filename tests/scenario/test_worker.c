@@ -476,14 +476,13 @@ static void test_short_block(void **unused)
 static void test_refused(void **unused)
 {
 	struct kvg_key keys[BLOCKS];
+	struct one computed, w;
 	struct answer a;
-	struct one w;
 	struct put put;
 
 	(void)unused;
-	one_open(&w, "computed", KVG_DTYPE_BF16, NULL, NULL);
-	answer(&w, &a);
-	one_close(&w);
+	one_open(&computed, "computed", KVG_DTYPE_BF16, NULL, NULL);
+	answer(&computed, &a);
 	one_open(&w, "refused", KVG_DTYPE_BF16, NULL, NULL);
 	assert_int_equal(
 		kvg_key_chain(w.store.layout, NULL, prompt.tokens, BLOCKS * BLOCK, keys), BLOCKS);
@@ -499,9 +498,9 @@ static void test_refused(void **unused)
 	assert_int_equal(put.blocks, 3);
 	assert_int_equal(put.outstanding, 0);
 	assert_int_equal(kvg_prefix_lookup(w.store.layout, keys, BLOCKS), 3);
-	w.engine.store = NULL; /* the answer's pins went with their connection */
-	answer_fini(&w.engine, &a);
 	one_close(&w);
+	answer_fini(&computed.engine, &a);
+	one_close(&computed);
 }
 
 int main(void)
