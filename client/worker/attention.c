@@ -12,7 +12,7 @@
  * attention_vector.h does.
  *
  * All heads of a layer go through their rows side by side, in rounds: in a round each takes its
- * share of what is left of it, 1024 rows of the longest. In a plane the rows of the heads lie
+ * share of its rows, 512 of the longest. In a plane the rows of the heads lie
  * behind each other, 18 of 256 bytes a head on the average, so that most pages hold rows of two
  * heads. Taken head by head, the whole context would lie between the one and the other, and the
  * processor would have to look up each page's address twice, in tables that are out of its caches

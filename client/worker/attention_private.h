@@ -11,9 +11,9 @@
 #include "client/worker/attention.h"
 #include "proto/shape.h"
 
-#define TILE         64   /* rows worked on at once: with a head of 128, their K in f32 is 32 KiB */
-#define ROUND        1024 /* rows of the longest head that are taken before it is the next's turn */
-#define PAD          16   /* dimensions are padded with zeros to a multiple of the widest vector */
+#define TILE         64  /* rows worked on at once: with a head of 128, their K in f32 is 32 KiB */
+#define ROUND        512 /* rows of the longest head that are taken before it is the next's turn */
+#define PAD          16  /* dimensions are padded with zeros to a multiple of the widest vector */
 #define NOTHING_SEEN (-FLT_MAX)
 
 /* Up to TILE rows of one head, wherever they lie. Query i sees those below seen + i / group. */
