@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * park: file descriptors that somebody keeps - systemd's fd store, or `kvgated --keeper` - until the next daemon comes.
- * Thread: the control thread; park_put(), park_drop() and park_settled() any. Locks: one, around what waits to be sent.
- * Blocks: park_sync() alone. Errors: negative errno of park_new(); what the keeper does not take is counted and logged.
+ * Thread: the control thread; park_put(), park_drop() and park_settle() any. Locks: one, around what waits to be sent.
+ * Blocks: park_settle() and park_sync(). Errors: negative errno; what the keeper does not take is counted and logged.
  *
  * Both keepers speak one protocol (sd_notify(3), sd_listen_fds(3)), and it is all that is known of them here:
  *
@@ -25,7 +25,10 @@
 struct loop;
 struct park;
 
-/* Takes over every fd that was passed to this process; those without the prefix wait for park_next_foreign(). */
+/*
+ * Takes over every fd that was passed to this process; those without the prefix wait for park_next_foreign(). -EINVAL: their
+ * names are not as many as they are.
+ */
 int park_new(struct loop *loop, struct park **ret);
 /* Closes what nobody took; what is in the keeper's hands stays there. */
 struct park *park_free(struct park *p);
@@ -38,10 +41,12 @@ bool park_active(const struct park *p);
  */
 void park_put(struct park *p, const char *name, int fd);
 void park_drop(struct park *p, const char *name);
-/* Nothing waits to be sent: what was put is safe from this daemon's death. */
-bool park_settled(struct park *p);
-/* Sends what waits, and waits until the keeper has read all of it. 0, -ETIMEDOUT: it may not have; -ENOTCONN: nobody keeps fds. */
+/* Waits until everything that was put so far was sent: it is safe from this daemon's death then. 0, -ETIMEDOUT. */
+int park_settle(struct park *p, int timeout_ms);
+/* The same, and until the keeper has read all of it. -ENOTCONN: nobody keeps fds. */
 int park_sync(struct park *p, int timeout_ms);
+/* The daemon goes down: from here on nothing is dropped, whatever ends. */
+void park_freeze(struct park *p);
 
 /*
  * What the last daemon parked: i = 0, 1, ... NULL: no more. A name may come twice, and in any order. Taking makes the fd the
