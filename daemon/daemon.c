@@ -5,6 +5,7 @@
  *   options   what a person decided                      (daemon/base)
  *   loop      the control thread: epoll, timers, signals (daemon/base)
  *   counters  what happened                              (daemon/base)
+ *   park      fds of the last daemon, and for the next   (daemon/base)
  *   cache     tenants, index, blocks, memory, gates      (daemon/cache over daemon/mem and gates)
  *   server    socket, sessions, requests                 (daemon/serve)
  *
@@ -32,6 +33,7 @@
 #include "daemon/base/loop.h"
 #include "daemon/base/machine.h"
 #include "daemon/base/options.h"
+#include "daemon/base/park.h"
 #include "daemon/cache/cache.h"
 #include "daemon/serve/server.h"
 
@@ -46,6 +48,7 @@ struct daemon {
 	struct options *options;
 	struct loop *loop;
 	struct counters *counters;
+	struct park *park;
 	struct cache *cache;
 	struct server *server;
 	struct loop_timer *beat, *drain;
@@ -293,6 +296,7 @@ static int build_server(struct daemon *d)
 		.cache = d->cache,
 		.counters = d->counters,
 		.options = d->options,
+		.park = d->park,
 	};
 	char why[400];
 	int r = failed("server", server_new(&parts, &d->server));
@@ -313,6 +317,8 @@ static int build(struct daemon *d)
 	if (r == 0)
 		r = failed("counters", counters_new(&d->counters));
 	if (r == 0)
+		r = failed("park", park_new(d->loop, &d->park));
+	if (r == 0)
 		r = failed("cache", build_cache(d));
 	if (r == 0)
 		r = gates_load(&gates, d->options);
@@ -327,6 +333,7 @@ static void tear_down(struct daemon *d)
 {
 	server_free(d->server);
 	cache_free(d->cache);
+	park_free(d->park);
 	counters_free(d->counters);
 	if (d->loop) {
 		loop_del_timer(d->beat);

@@ -59,15 +59,14 @@ int plane_open(const void *payload, uint64_t avail, struct plane_view *ret)
 	struct kvg_plane_header h;
 	struct plane_geometry g;
 	const uint8_t *p = payload;
-	uint64_t pad;
 	bool opaque;
 
 	if (avail < KVG_PLANE_HEADER_BYTES)
 		return -EBADMSG;
 	memcpy(&h, p, sizeof(h));
-	memcpy(&pad, p + sizeof(h), sizeof(pad));
 	if (memcmp(h.magic, KVG_PLANE_MAGIC, sizeof(h.magic)) || h.version != KVG_SHM_VERSION ||
-		h.header_crc != crc32c(0, &h, offsetof(struct kvg_plane_header, header_crc)) || pad)
+		h.header_crc != crc32c(0, &h, offsetof(struct kvg_plane_header, header_crc)) ||
+		h.reserved)
 		return -EBADMSG;
 	if ((h.flags & ~KVG_PLANE_OPAQUE) || !h.n_planes || h.n_planes > KVG_PLANES_MAX ||
 		h.plane >= h.n_planes || !h.tokens || h.tokens > KVG_TOKENS_MAX ||
@@ -92,6 +91,7 @@ int plane_open(const void *payload, uint64_t avail, struct plane_view *ret)
 		.opaque_bytes = opaque_bytes(&h),
 		.bytes = h.bytes,
 		.body_crc = h.body_crc,
+		.mass = h.mass,
 		.cu = (const uint32_t *)(p + g.cu_off),
 		.ids = (const uint32_t *)(p + g.ids_off),
 		.index = (const uint16_t *)(p + g.index_off),

@@ -33,6 +33,7 @@ struct plane_view {
 	uint64_t opaque_bytes; /* at k, when opaque */
 	uint64_t bytes;
 	uint32_t body_crc;
+	float mass; /* whoever can compute a CRC can write any number here */
 	const uint32_t *cu;
 	const uint32_t *ids;
 	const uint16_t *index;

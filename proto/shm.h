@@ -16,7 +16,7 @@
 
 #include "proto/shape.h"
 
-#define KVG_SHM_VERSION  1
+#define KVG_SHM_VERSION  2
 #define KVG_PAGE_MIN     4096u /* the kernel's page; nothing smaller can be punched */
 #define KVG_PAGE_DEFAULT 65536u
 #define KVG_PAGE_MAX     (2u << 20)
@@ -184,10 +184,12 @@ struct kvg_plane_header {
 	uint32_t v_row;       /* bytes; opaque: high half */
 	uint64_t bytes;       /* of the whole payload, this header included */
 	uint32_t body_crc;    /* CRC32C of everything from KVG_PLANE_HEADER_BYTES on */
+	float mass;           /* share of the block's attention mass, for the daemon's policy */
+	uint32_t reserved;    /* 0 */
 	uint32_t header_crc;  /* CRC32C of the header up to here */
 };
-static_assert(sizeof(struct kvg_plane_header) == 120, "plane header is 120 bytes");
-#define KVG_PLANE_HEADER_BYTES 128u /* the rest must be zero; the body starts here */
+static_assert(sizeof(struct kvg_plane_header) == 128, "plane header is 128 bytes");
+#define KVG_PLANE_HEADER_BYTES 128u /* the body starts here */
 
 #define KVG_SCORE_PROTECTED 0x7c00u /* f16 +inf: kept by every rule and not counted by it */
 

@@ -120,12 +120,12 @@ static void write_header(struct pack *k, uint32_t plane, uint32_t body_crc)
 		.v_row = opaque ? (uint32_t)(opaque >> 32) : (uint32_t)k->v_row,
 		.bytes = k->geometry[plane].bytes,
 		.body_crc = body_crc,
+		.mass = j->plane[plane].mass,
 	};
 
 	memcpy(h.fingerprint, j->fingerprint, sizeof(h.fingerprint));
 	plane_header_seal(&h);
 	memcpy(to, &h, sizeof(h));
-	memset(to + sizeof(h), 0, KVG_PLANE_HEADER_BYTES - sizeof(h));
 }
 
 void pack_write(struct pack *k)

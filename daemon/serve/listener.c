@@ -26,6 +26,7 @@
 
 #include "daemon/base/log.h"
 #include "daemon/base/loop.h"
+#include "daemon/base/park.h"
 
 #define BACKLOG          128
 #define ACCEPT_PER_ROUND 16 /* sessions that are open get their turn in between */
@@ -89,18 +90,23 @@ static void on_connection(void *userdata, uint32_t events)
 }
 
 /* From systemd: 1 when there is one, 0 when there is none. */
-static int take_passed(struct listener *l, char *ret_why, size_t why_size)
+static int take_passed(struct listener *l, struct park *park, char *ret_why, size_t why_size)
 {
-	int n = sd_listen_fds(1), flags;
+	const char *name;
+	int n = 0, flags, fd;
 
-	if (n <= 0)
-		return n < 0 ? fail(n, ret_why, why_size, "sd_listen_fds: %s", strerror(-n)) : 0;
-	if (n > 1 || sd_is_socket_unix(SD_LISTEN_FDS_START, SOCK_SEQPACKET, 1, NULL, 0) <= 0)
+	while (park && (fd = park_next_foreign(park, &name)) >= 0)
+		if (n++)
+			close(fd);
+		else
+			l->sock = fd;
+	if (!n)
+		return 0;
+	if (n > 1 || sd_is_socket_unix(l->sock, SOCK_SEQPACKET, 1, NULL, 0) <= 0)
 		return fail(-EINVAL, ret_why, why_size,
 			"systemd passed %d sockets: kvgated.socket needs one "
 			"ListenSequentialPacket=",
 			n);
-	l->sock = SD_LISTEN_FDS_START;
 	flags = fcntl(l->sock, F_GETFL);
 	if (flags < 0 || fcntl(l->sock, F_SETFL, flags | O_NONBLOCK) < 0)
 		return fail(-errno, ret_why, why_size, "socket of systemd: %s", strerror(errno));
@@ -180,8 +186,8 @@ static int make_socket(
 	return 0;
 }
 
-int listener_new(struct loop *loop, const char *path, mode_t mode, listener_fn fn, void *userdata,
-	struct listener **ret, char *ret_why, size_t why_size)
+int listener_new(struct loop *loop, struct park *park, const char *path, mode_t mode,
+	listener_fn fn, void *userdata, struct listener **ret, char *ret_why, size_t why_size)
 {
 	struct listener *l = calloc(1, sizeof(*l));
 	int r;
@@ -190,7 +196,7 @@ int listener_new(struct loop *loop, const char *path, mode_t mode, listener_fn f
 		return fail(-ENOMEM, ret_why, why_size, "out of memory");
 	*l = (struct listener){
 		.loop = loop, .sock = -1, .lock = -1, .fn = fn, .userdata = userdata};
-	r = take_passed(l, ret_why, why_size);
+	r = take_passed(l, park, ret_why, why_size);
 	if (r == 0)
 		r = make_socket(l, path, mode, ret_why, why_size);
 	if (r >= 0) {

@@ -12,13 +12,14 @@
 
 struct listener;
 struct loop;
+struct park;
 
 /* sock: non-blocking, close-on-exec, the callee's from here on. */
 typedef void (*listener_fn)(void *userdata, int sock);
 
-/* Takes the socket that systemd passed, if it did; else makes one at `path` with `mode`. */
-int listener_new(struct loop *loop, const char *path, mode_t mode, listener_fn fn, void *userdata,
-	struct listener **ret, char *ret_why, size_t why_size);
+/* Takes the socket that systemd passed, if it did (park NULL: it did not); else makes one at `path` with `mode`. */
+int listener_new(struct loop *loop, struct park *park, const char *path, mode_t mode,
+	listener_fn fn, void *userdata, struct listener **ret, char *ret_why, size_t why_size);
 /* Nobody can connect any more, and the socket that it made is gone; the lock stays until it is freed. */
 void listener_close(struct listener *l);
 struct listener *listener_free(struct listener *l);

@@ -14,6 +14,7 @@ struct cache;
 struct counters;
 struct loop;
 struct options;
+struct park;
 struct server;
 
 struct server_parts { /* all borrowed; they outlive the server */
@@ -21,6 +22,7 @@ struct server_parts { /* all borrowed; they outlive the server */
 	struct cache *cache;
 	struct counters *counters;
 	const struct options *options;
+	struct park *park; /* NULL: nobody passed anything, nobody keeps anything */
 };
 
 int server_new(const struct server_parts *p, struct server **ret);

@@ -28,7 +28,6 @@ static void put_right(uint8_t *p, size_t n, unsigned fix)
 	if (fix & FIX_START) {
 		memcpy(h.magic, KVG_PLANE_MAGIC, sizeof(h.magic));
 		h.version = KVG_SHM_VERSION;
-		memset(p + sizeof(h), 0, KVG_PLANE_HEADER_BYTES - sizeof(h));
 	}
 	if (fix & FIX_BYTES) {
 		bool opaque = h.flags & KVG_PLANE_OPAQUE;

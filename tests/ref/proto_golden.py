@@ -120,7 +120,7 @@ def entry():
 
 
 def index():
-    head = b"KVGINDEX" + struct.pack("<IIQQQQQ", 1, 256, 1024, 4096, 4096, 69632, 1118208) + bytes(range(16))
+    head = b"KVGINDEX" + struct.pack("<IIQQQQQ", 2, 256, 1024, 4096, 4096, 69632, 1118208) + bytes(range(16))
     return head + struct.pack("<II", crc32c(head), 3)
 
 
@@ -131,7 +131,7 @@ def bucket():
 
 
 def pins():
-    return b"KVGPINPG" + struct.pack("<7I", 1, 1024, 256, 128, 8320, 10368, 17) + bytes(28) + struct.pack("<Q", 99) + bytes(56)
+    return b"KVGPINPG" + struct.pack("<7I", 2, 1024, 256, 128, 8320, 10368, 17) + bytes(28) + struct.pack("<Q", 99) + bytes(56)
 
 
 def align(data):
@@ -148,9 +148,9 @@ def plane(opaque):
                     struct.pack("<3H", 0x7c00, 0x3800, 0x3400), bytes(range(12)), bytes(range(50, 56))]
         runs, pairs, k_row, v_row = 2, 3, 4, 2
     body = b"".join(align(s) for s in sections)
-    head = b"KVGPLANE" + struct.pack("<4H", 1, 0, 1 if opaque else 7, 1 if opaque else 0) + FINGERPRINT + KEY
-    head += struct.pack("<6IQI", runs, 5, pairs, 5, k_row, v_row, 128 + len(body), crc32c(body))
-    return head + struct.pack("<I", crc32c(head)) + bytes(8) + body
+    head = b"KVGPLANE" + struct.pack("<4H", 2, 0, 1 if opaque else 7, 1 if opaque else 0) + FINGERPRINT + KEY
+    head += struct.pack("<6IQIfI", runs, 5, pairs, 5, k_row, v_row, 128 + len(body), crc32c(body), .5, 0)
+    return head + struct.pack("<I", crc32c(head)) + body
 
 
 # ---- identity ----

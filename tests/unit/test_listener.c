@@ -17,6 +17,7 @@
 #include <cmocka.h>
 
 #include "daemon/base/loop.h"
+#include "daemon/base/park.h"
 #include "daemon/serve/listener.h"
 
 static char dir[64], path[80], lock[96], why[400];
@@ -32,10 +33,12 @@ static void on_connection(void *userdata, int sock)
 	accepted++;
 }
 
+static struct park *park;
+
 static int try_listen(const char *at, struct listener **ret)
 {
 	why[0] = '\0';
-	return listener_new(loop, at, 0640, on_connection, NULL, ret, why, sizeof(why));
+	return listener_new(loop, park, at, 0640, on_connection, NULL, ret, why, sizeof(why));
 }
 
 static int setup(void **state)
@@ -168,7 +171,7 @@ static int activated(int type)
 	snprintf(pid, sizeof(pid), "%d", (int)getpid());
 	setenv("LISTEN_PID", pid, 1);
 	setenv("LISTEN_FDS", "1", 1);
-	if (loop_new(&loop))
+	if (loop_new(&loop) || park_new(loop, &park))
 		return 11;
 	if (try_listen("/nonexistent/ignored", &l) < 0)
 		return 12;

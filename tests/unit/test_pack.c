@@ -335,6 +335,7 @@ static void check_planes(const struct block *b, const struct staged *st, const s
 		assert_int_equal(v[p].tokens, b->tokens);
 		assert_int_equal(v[p].pairs, j->plane[p].pairs);
 		assert_int_equal(v[p].bytes, j->plane[p].bytes);
+		assert_true(v[p].mass == j->plane[p].mass);
 		assert_int_equal(
 			e->pages, (v[p].bytes + (1u << b->page_shift) - 1) >> b->page_shift);
 		assert_int_equal(v[p].n_token_ids, b->ids && p == 0 ? b->tokens : 0);

@@ -77,7 +77,7 @@ static void test_example_is_read(void **state)
 		v.plane == 0 && v.runs == 2 && v.tokens == 5 && v.pairs == 3 && v.n_token_ids == 5);
 	assert_true(
 		v.k_row == 4 && v.v_row == 2 && !v.opaque && v.opaque_bytes == 0 && v.bytes == e.n);
-	assert_true(v.cu[0] == 0 && v.cu[1] == 2 && v.cu[2] == 3);
+	assert_true(v.mass == .5f && v.cu[0] == 0 && v.cu[1] == 2 && v.cu[2] == 3);
 	assert_true(v.ids[0] == 10 && v.ids[4] == 14);
 	assert_true(v.index[0] == 4 && v.index[1] == 0 && v.index[2] == 2);
 	assert_true(v.score[0] == KVG_SCORE_PROTECTED && v.score[2] == 0x3400);
@@ -107,6 +107,7 @@ static void test_example_is_written(void **state)
 	h->k_row = 4;
 	h->v_row = 2;
 	h->bytes = e.n = g.bytes;
+	h->mass = .5f;
 	memcpy(e.bytes + g.cu_off, cu, sizeof(cu));
 	memcpy(e.bytes + g.ids_off, ids, sizeof(ids));
 	memcpy(e.bytes + g.index_off, index, sizeof(index));
@@ -211,7 +212,9 @@ static void test_hostile_headers(void **state)
 	(void)state;
 	REFUSED("shm.plane", magic[0], 'k');
 	REFUSED("shm.plane", version, 0);
-	REFUSED("shm.plane", version, 2);
+	REFUSED("shm.plane", version, 1);
+	REFUSED("shm.plane", version, 3);
+	REFUSED("shm.plane", reserved, 1);
 	REFUSED("shm.plane", plane, 7);
 	REFUSED("shm.plane", n_planes, 0);
 	REFUSED("shm.plane", n_planes, KVG_PLANES_MAX + 1);

@@ -70,14 +70,16 @@ AT(kvg_plane_header, k_row, 96);
 AT(kvg_plane_header, v_row, 100);
 AT(kvg_plane_header, bytes, 104);
 AT(kvg_plane_header, body_crc, 112);
-AT(kvg_plane_header, header_crc, 116);
+AT(kvg_plane_header, mass, 116);
+AT(kvg_plane_header, reserved, 120);
+AT(kvg_plane_header, header_crc, 124);
 
 static_assert(sizeof(struct kvg_shm_index) == 80, "");
 static_assert(sizeof(struct kvg_shm_bucket) == 64, "");
 static_assert(sizeof(struct kvg_shm_plane_ref) == 24, "");
 static_assert(sizeof(struct kvg_shm_entry) == 256, "");
 static_assert(sizeof(struct kvg_shm_pins) == 128, "");
-static_assert(sizeof(struct kvg_plane_header) == 120, "");
+static_assert(sizeof(struct kvg_plane_header) == 128, "");
 static_assert(sizeof(struct kvg_key) == 32 && sizeof(struct kvg_handle) == 8, "");
 /* A client maps these and does not take locks. */
 static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "");
