@@ -57,6 +57,7 @@ struct kvg_options {
 		pins; /* blocks held at once; 0: as many as the daemon gives a session. May get fewer */
 	int control;    /* no index, no pins: for tools */
 	int timeout_ms; /* of calls that block; 0: 10 s, -1: none */
+	int resume_ms;  /* > 0: calls that find the daemon gone wait so long for the next one */
 };
 
 /*
@@ -67,6 +68,14 @@ struct kvg_options {
 KVG_API int kvg_open(const struct kvg_options *o, struct kvg_client **ret);
 /* Everything held is taken back by the daemon; pointers into planes and stages end. NULL is fine. */
 KVG_API void kvg_close(struct kvg_client *c);
+/*
+ * After a restart of the daemon (calls fail with -ECONNRESET, -EPIPE or -ENOTCONN): connects anew and takes this session
+ * up again. 0: what is pinned was pinned all the while; layouts, keys and pointers into planes are as they were. Gone are
+ * stages, pins of kvg_acquire(), and the answers of commits in flight, whose functions are told so. -ESTALE: the daemon has
+ * nothing of it any more: close, and open a new client; what was pinned can be read until then. -ECONNREFUSED, -ENOENT: no
+ * daemon yet. kvg_options.resume_ms makes calls and lookups do this by themselves. Blocks.
+ */
+KVG_API int kvg_resume(struct kvg_client *c);
 /* Of the last failed call; c NULL: of a call without a client (kvg_open, kvg_gate_*), per thread. */
 KVG_API const char *kvg_last_error(const struct kvg_client *c);
 /* enum kvg_code of the last refusal, 0 when it was not the daemon that refused. */

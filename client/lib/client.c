@@ -70,8 +70,9 @@ void options_fill(void *dst, const void *src, size_t size)
 			theirs - sizeof(theirs));
 }
 
-static int connect_socket(struct kvg_client *c, const char *path)
+int client_connect(struct kvg_client *c)
 {
+	const char *path = c->path;
 	struct sockaddr_un to = {.sun_family = AF_UNIX};
 	struct timeval limit = {
 		.tv_sec = c->timeout_ms / 1000, .tv_usec = c->timeout_ms % 1000 * 1000};
@@ -113,21 +114,39 @@ static int attach(struct kvg_client *c, const struct reply *r)
 	return 0;
 }
 
-int client_hello(struct kvg_client *c, const struct kvg_options *o)
+int client_hello(struct kvg_client *c, Kvgate__V1__Hello *h, struct reply *ret)
+{
+	Kvgate__V1__Request q = KVGATE__V1__REQUEST__INIT;
+	int r;
+
+	h->version_min = h->version_max = KVG_PROTOCOL_VERSION;
+	h->client = c->name;
+	q.body_case = KVGATE__V1__REQUEST__BODY_HELLO;
+	q.hello = h;
+	r = client_call(c, &q, ret);
+	if (r < 0)
+		return r;
+	if (ret->msg->hello->version != KVG_PROTOCOL_VERSION)
+		r = client_fail(c, -EPROTO, KVG_CODE_BAD_VERSION,
+			"the daemon chose protocol version %u of %u", ret->msg->hello->version,
+			KVG_PROTOCOL_VERSION);
+	else if (ret->n_fds != (h->control ? 0u : 2u))
+		r = client_fail(c, -EPROTO, 0, "hello came with %u file descriptors", ret->n_fds);
+	if (r < 0)
+		reply_fini(ret);
+	return r;
+}
+
+int client_open_session(struct kvg_client *c, const struct kvg_options *o)
 {
 	Kvgate__V1__Hello h = KVGATE__V1__HELLO__INIT;
-	Kvgate__V1__Request q = KVGATE__V1__REQUEST__INIT;
 	const Kvgate__V1__HelloReply *m;
 	struct reply reply;
 	int r;
 
-	h.version_min = h.version_max = KVG_PROTOCOL_VERSION;
-	h.client = (char *)(uintptr_t)(o->name ? o->name : program_invocation_short_name);
 	h.control = o->control;
 	h.pins = o->pins;
-	q.body_case = KVGATE__V1__REQUEST__BODY_HELLO;
-	q.hello = &h;
-	r = client_call(c, &q, &reply);
+	r = client_hello(c, &h, &reply);
 	if (r < 0)
 		return r;
 	m = reply.msg->hello;
@@ -144,12 +163,6 @@ int client_hello(struct kvg_client *c, const struct kvg_options *o)
 	c->lookup_error = -EOPNOTSUPP;
 	if (!c->info.tenant || !c->info.daemon)
 		r = client_fail(c, -ENOMEM, 0, "out of memory");
-	else if (m->version != KVG_PROTOCOL_VERSION)
-		r = client_fail(c, -EPROTO, KVG_CODE_BAD_VERSION,
-			"the daemon chose protocol version %u of %u", m->version,
-			KVG_PROTOCOL_VERSION);
-	else if (reply.n_fds != (o->control ? 0u : 2u))
-		r = client_fail(c, -EPROTO, 0, "hello came with %u file descriptors", reply.n_fds);
 	else if (!o->control)
 		r = attach(c, &reply);
 	reply_fini(&reply);
@@ -172,15 +185,18 @@ int kvg_open(const struct kvg_options *options, struct kvg_client **ret)
 	c->sock = c->poll_fd = c->wake_fd = -1;
 	c->queue_end = &c->queue;
 	c->timeout_ms = o.timeout_ms ? o.timeout_ms : DEFAULT_TIMEOUT_MS;
+	c->resume_ms = o.resume_ms;
 	c->lookup_error = -ENOTCONN;
 	path = o.socket ? o.socket : getenv("KVGATE_SOCKET");
-	r = key_hasher_new(&c->hasher);
+	c->path = strdup(path && path[0] ? path : DEFAULT_SOCKET);
+	c->name = strdup(o.name ? o.name : program_invocation_short_name);
+	r = c->path && c->name ? key_hasher_new(&c->hasher) : -ENOMEM;
 	if (r < 0)
 		client_fail(c, r, 0, "out of memory");
 	else
-		r = connect_socket(c, path && path[0] ? path : DEFAULT_SOCKET);
+		r = client_connect(c);
 	if (r == 0)
-		r = client_hello(c, &o);
+		r = client_open_session(c, &o);
 	if (r < 0) {
 		client_fail(NULL, r, 0, "%s", c->error);
 		kvg_close(c);
@@ -209,6 +225,8 @@ void kvg_close(struct kvg_client *c)
 	key_hasher_free(c->hasher);
 	free(c->info.tenant);
 	free(c->info.daemon);
+	free(c->path);
+	free(c->name);
 	free(c);
 }
 

@@ -52,13 +52,16 @@ struct kvg_client {
 	int sock;
 	int dead;         /* errno (negative) that ended the connection; 0 while it lives */
 	int lookup_error; /* why lookups are refused: dead, or a control session */
-	int timeout_ms;
+	int timeout_ms, resume_ms;
+	bool resuming;     /* calls made meanwhile do not begin it again */
+	char *path, *name; /* of the socket, of this client: for the next connection */
 	uint64_t next_id;
 	struct call *calls;
 	struct delivery *queue, **queue_end;
 	unsigned n_events; /* in the queue */
 	uint64_t lost_events;
 	int poll_fd, wake_fd; /* kvg_fd(): made when first asked for */
+	uint32_t events;      /* subscribed to */
 	kvg_event_fn event_fn;
 	void *event_userdata;
 
@@ -69,6 +72,7 @@ struct kvg_client {
 	size_t n_segments, segments_size; /* open addressing, a power of two */
 	uint8_t *staging;                 /* NULL until the first stage reply */
 	uint64_t staging_bytes;
+	struct old_staging *old_staging; /* of connections that ended: mapped still, and empty */
 
 	struct key_hasher *hasher;
 	struct kvg_layout *layouts;
@@ -94,6 +98,8 @@ struct kvg_layout {
 	float edges[KVG_PLANES_MAX - 1];
 	float floor;
 	bool foreign_keys;
+	uint8_t *registration; /* RegisterLayout as it was sent */
+	size_t registration_bytes;
 };
 
 /* Sets the client's error text and code; returns r. c NULL: the thread's text, for what has no client yet. */
@@ -104,8 +110,17 @@ int options_copy(struct kvg_client *c, void *dst, size_t size, const void *src);
 /* The reverse, for sized structs that are filled in: never writes more than dst's own size. */
 void options_fill(void *dst, const void *src, size_t size);
 
-/* The first exchange over c->sock: fills in c->info, and index and pins unless o->control. Blocks. */
-int client_hello(struct kvg_client *c, const struct kvg_options *o);
+/* Connects c->sock to c->path. Blocks while the daemon's backlog is full. */
+int client_connect(struct kvg_client *c);
+/* The first exchange over c->sock; h needs what is special in it. 0: *ret holds a checked reply, reply_fini() it. Blocks. */
+int client_hello(struct kvg_client *c, Kvgate__V1__Hello *h, struct reply *ret);
+/* All of a first hello: fills in c->info, and index and pins unless o->control. Blocks. */
+int client_open_session(struct kvg_client *c, const struct kvg_options *o);
+/*
+ * resume.c: before a request, and where a lookup finds another epoch: connects anew when that is wanted and the connection
+ * has ended. 0, or why there is none.
+ */
+int client_revive(struct kvg_client *c);
 
 /* ---- conn.c: requests and replies ---- */
 
@@ -123,12 +138,20 @@ int reply_refused(struct kvg_client *c, const struct reply *r);
 int client_end(struct kvg_client *c, int r, const char *what);
 /* Frees calls and queue without running anything. */
 void client_drop_calls(struct kvg_client *c);
+/* The connection has ended: commits are to be told so by kvg_dispatch(), other calls are forgotten, the socket is closed. */
+void client_hang_up(struct kvg_client *c);
+/* c->sock is another one. */
+int client_watch_again(struct kvg_client *c);
 
 /* ---- the parts that kvg_close() ends ---- */
 
 void layouts_fini(struct kvg_client *c);
 void segments_fini(struct kvg_client *c);
 void stage_fini(struct kvg_client *c);
+/* Its memory goes; what the caller still has of it stays readable and writable, for nobody. */
+void stage_retire(struct kvg_client *c);
+int layout_register_again(struct kvg_layout *l);
+int subscribe_again(struct kvg_client *c);
 
 /* ---- parts that a late reply or an event ends up in ---- */
 

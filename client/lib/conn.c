@@ -18,6 +18,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -305,8 +306,9 @@ int client_send(
 	struct call *call;
 	int r;
 
-	if (c->dead)
-		return client_fail(c, c->dead, 0, "the connection has ended; open a new one");
+	r = client_revive(c);
+	if (r < 0)
+		return r;
 	call = calloc(1, sizeof(*call));
 	if (!call)
 		return client_fail(c, -ENOMEM, 0, "out of memory");
@@ -372,6 +374,49 @@ int client_call(struct kvg_client *c, Kvgate__V1__Request *q, struct reply *ret)
 	return r;
 }
 
+static void fail_commits(struct kvg_client *c)
+{
+	for (struct call **p = &c->calls; *p;) {
+		struct call *call = *p;
+		struct reply none = {0};
+
+		if (call->kind != CALL_COMMIT) {
+			p = &call->next;
+			continue;
+		}
+		*p = call->next;
+		enqueue(c, call, c->dead, &none);
+	}
+}
+
+static void drop_calls(struct kvg_client *c)
+{
+	while (c->calls) {
+		struct call *call = c->calls;
+
+		c->calls = call->next;
+		reply_fini(&call->reply);
+		free(call);
+	}
+}
+
+void client_hang_up(struct kvg_client *c)
+{
+	fail_commits(c);
+	drop_calls(c);
+	close(c->sock); /* and so out of poll_fd */
+	c->sock = -1;
+}
+
+int client_watch_again(struct kvg_client *c)
+{
+	struct epoll_event in = {.events = EPOLLIN};
+
+	if (c->poll_fd >= 0 && epoll_ctl(c->poll_fd, EPOLL_CTL_ADD, c->sock, &in) < 0)
+		return client_fail(c, -errno, 0, "epoll: %s", strerror(errno));
+	return 0;
+}
+
 void client_drop_calls(struct kvg_client *c)
 {
 	struct delivery *d;
@@ -381,13 +426,7 @@ void client_drop_calls(struct kvg_client *c)
 		free(d->call);
 		free(d);
 	}
-	while (c->calls) {
-		struct call *call = c->calls;
-
-		c->calls = call->next;
-		reply_fini(&call->reply);
-		free(call);
-	}
+	drop_calls(c);
 }
 
 /* ---- the event loop's side ---- */
@@ -416,21 +455,6 @@ int kvg_fd(const struct kvg_client *cc)
 	c->wake_fd = wake_fd;
 	wake(c);
 	return poll_fd;
-}
-
-static void fail_commits(struct kvg_client *c)
-{
-	for (struct call **p = &c->calls; *p;) {
-		struct call *call = *p;
-		struct reply none = {0};
-
-		if (call->kind != CALL_COMMIT) {
-			p = &call->next;
-			continue;
-		}
-		*p = call->next;
-		enqueue(c, call, c->dead, &none);
-	}
 }
 
 int kvg_dispatch(struct kvg_client *c)

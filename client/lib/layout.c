@@ -145,6 +145,48 @@ static int check_reply(struct kvg_client *c, const struct kvg_layout *l)
 	return 0;
 }
 
+/* The message is kept for the next daemon. */
+static int keep_registration(struct kvg_layout *l, const Kvgate__V1__RegisterLayout *m)
+{
+	l->registration_bytes = kvgate__v1__register_layout__get_packed_size(m);
+	l->registration = malloc(l->registration_bytes + 1);
+	if (!l->registration)
+		return client_fail(l->client, -ENOMEM, 0, "out of memory");
+	kvgate__v1__register_layout__pack(m, l->registration);
+	return 0;
+}
+
+int layout_register_again(struct kvg_layout *l)
+{
+	Kvgate__V1__Request q = KVGATE__V1__REQUEST__INIT;
+	const Kvgate__V1__RegisterLayoutReply *m;
+	struct reply reply;
+	int r;
+
+	q.body_case = KVGATE__V1__REQUEST__BODY_REGISTER_LAYOUT;
+	q.register_layout =
+		kvgate__v1__register_layout__unpack(NULL, l->registration_bytes, l->registration);
+	if (!q.register_layout)
+		return client_fail(l->client, -ENOMEM, 0, "out of memory");
+	r = client_call(l->client, &q, &reply);
+	kvgate__v1__register_layout__free_unpacked(q.register_layout, NULL);
+	if (r < 0)
+		return r;
+	m = reply.msg->register_layout;
+	if (m->layout != l->id || memcmp(m->fingerprint.data, l->fingerprint, 32))
+		r = client_fail(l->client, -ESTALE, 0,
+			"the daemon knows layout %u as another one now; open a new connection",
+			l->id);
+	reply_fini(&reply);
+	return r;
+}
+
+static void layout_free(struct kvg_layout *l)
+{
+	free(l->registration);
+	free(l);
+}
+
 int kvg_layout(
 	struct kvg_client *c, const struct kvg_layout_options *options, struct kvg_layout **ret)
 {
@@ -172,7 +214,9 @@ int kvg_layout(
 	fill_request(&o, &m);
 	q.body_case = KVGATE__V1__REQUEST__BODY_REGISTER_LAYOUT;
 	q.register_layout = &m;
-	r = client_call(c, &q, &reply);
+	r = keep_registration(l, &m);
+	if (r == 0)
+		r = client_call(c, &q, &reply);
 	if (r == 0) {
 		take_reply(l, &o, reply.msg->register_layout);
 		reply_fini(&reply);
@@ -181,7 +225,7 @@ int kvg_layout(
 	if (r == 0)
 		r = check_fingerprint(l, &o);
 	if (r < 0) {
-		free(l);
+		layout_free(l);
 		return r;
 	}
 	l->next = c->layouts;
@@ -196,7 +240,7 @@ void layouts_fini(struct kvg_client *c)
 		struct kvg_layout *l = c->layouts;
 
 		c->layouts = l->next;
-		free(l);
+		layout_free(l);
 	}
 }
 

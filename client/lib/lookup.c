@@ -25,8 +25,8 @@
  * What is read of an entry is read once, in relaxed atomic words, into a local. Fields behind the first cache
  * line are looked at only after 5, when nobody changes them any more.
  *
- * An index does not know that its daemon is gone. The next daemon raises the index's epoch when it adopts it
- * and knows nothing of this pin page: every lookup compares the epoch with the one of its session.
+ * An index does not know that its daemon is gone. The next daemon raises the index's epoch when it adopts it; it has this
+ * pin page, but no connection of ours: every lookup compares the epoch with the one of its session.
  *
  * Speed is misses: one line for the bucket, one for the entry's identity. A batch prefetches the buckets of
  * all its keys, then the entries that their tags name, and then walks over warm lines; its pins share one fence.
@@ -119,13 +119,14 @@ static void warm(const struct index_map *m, const struct kvg_key *keys, size_t n
 }
 
 /* 0, or why this session may not look anything up. */
-static int may_lookup(const struct kvg_client *c)
+static int may_lookup(struct kvg_client *c)
 {
-	if (c->lookup_error)
+	if (!c->lookup_error &&
+		atomic_load_explicit(&c->index.head->epoch, memory_order_relaxed) == c->epoch)
+		return 0;
+	if (c->lookup_error == -EOPNOTSUPP)
 		return c->lookup_error;
-	if (atomic_load_explicit(&c->index.head->epoch, memory_order_relaxed) != c->epoch)
-		return -ENOTCONN;
-	return 0;
+	return c->resume_ms && client_revive(c) == 0 ? 0 : -ENOTCONN;
 }
 
 /* ---- pins ---- */

@@ -153,9 +153,15 @@ int kvg_subscribe(struct kvg_client *c, uint32_t events, kvg_event_fn fn, void *
 	if (r < 0)
 		return r;
 	reply_fini(&reply);
+	c->events = events;
 	c->event_fn = events ? fn : NULL;
 	c->event_userdata = userdata;
 	return 0;
+}
+
+int subscribe_again(struct kvg_client *c)
+{
+	return c->events ? kvg_subscribe(c, c->events, c->event_fn, c->event_userdata) : 0;
 }
 
 void event_deliver(struct kvg_client *c, const Kvgate__V1__Event *m)

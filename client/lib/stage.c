@@ -31,11 +31,43 @@ int stage_adopt(struct kvg_client *c, struct reply *r)
 	return 0;
 }
 
+struct old_staging {
+	struct old_staging *next;
+	void *map;
+	uint64_t bytes;
+};
+
+/*
+ * The caller may be writing to a stage that was lost with its connection, so the mapping stays until kvg_close(); its
+ * memory does not. When even the note of it finds no memory, neither does.
+ */
+void stage_retire(struct kvg_client *c)
+{
+	struct old_staging *old;
+
+	if (!c->staging)
+		return;
+	madvise(c->staging, c->staging_bytes, MADV_REMOVE);
+	old = malloc(sizeof(*old));
+	if (old) {
+		*old = (struct old_staging){c->old_staging, c->staging, c->staging_bytes};
+		c->old_staging = old;
+	}
+	c->staging = NULL;
+}
+
 void stage_fini(struct kvg_client *c)
 {
 	if (c->staging)
 		munmap(c->staging, c->staging_bytes);
 	c->staging = NULL;
+	while (c->old_staging) {
+		struct old_staging *old = c->old_staging;
+
+		c->old_staging = old->next;
+		munmap(old->map, old->bytes);
+		free(old);
+	}
 }
 
 static int format(struct kvg_layout *l, enum kvg_input input, struct stage_format *ret)

@@ -179,7 +179,7 @@ static void make_call(struct kvg_client *c, struct kvg_layout *l, unsigned which
 		segments_map(c, segments, 3);
 		break;
 	case 13:
-		client_hello(c, &o);
+		client_open_session(c, &o);
 		break;
 	case 14:
 	case 15:
