@@ -169,7 +169,7 @@ def case_instance():
         first.expect("get 61", "miss")
         check(logged('host_bytes=32MiB config="/etc/kvgated/two/kvgated.conf"', unit), "not its own configuration")
         check(logged("host_bytes=64MiB"), "the first one has not its own configuration")
-        equal(show("Slice", unit), "kvgate.slice", "slice")
+        equal((show("Slice", unit), show("WatchdogUSec", unit)), ("kvgate.slice", "30s"), "slice, watchdog (not the tests' own)")
         pid = main_pid(unit)
         os.kill(pid, signal.SIGKILL)
         replaced(pid, unit)
