@@ -16,6 +16,7 @@ from machine import SOCKET, UNIT, Failed, check, client, equal, fresh, is_active
 from confined import case_confined, case_probe, case_units
 
 KEEPS = False
+DEB = "/kvgate-test/kvgate.deb"  # then nothing is installed but by case_package
 
 
 def survived(c, seed):
@@ -210,6 +211,33 @@ def case_journal():
     equal({line["MESSAGE"].split()[0] for line in lines} >= {"error", "info"}, True, "levels seen")
 
 
+def dpkg(*argv):
+    done = run("dpkg", "--no-triggers", *argv)  # those of other packages, such as man-db's, would take most of the time
+    check(done.returncode == 0, f"dpkg {argv}: {done.stdout}{done.stderr}")
+
+
+def case_package():
+    """Installed, it serves who connects; upgraded, another daemon does; removed, nobody is there; purged, nothing is left."""
+    dpkg("-i", DEB)
+    equal(run("systemctl", "is-enabled", "kvgated.socket").stdout.strip(), "enabled", "the socket")
+    check(not is_active(), "it runs before anybody asked for it")
+    with client() as c:
+        attach(c, 90)
+        pid = main_pid()
+        systemctl("disable", "kvgated.socket")
+        dpkg("-i", DEB)
+        check(replaced(pid) != pid, "the old daemon serves still")
+        equal(run("systemctl", "is-enabled", "kvgated.socket").stdout.strip(), "disabled", "what the administrator decided")
+        survived(c, 90)
+        c.expect("hold 90", "same")
+        dpkg("-r", "kvgate")
+        check(not is_active() and not os.path.exists(SOCKET), "it serves still")
+        c.expect("held", "same")
+        check(os.path.exists("/etc/kvgated/kvgated.conf") and os.path.exists("/var/lib/kvgated"), "more is gone than the program")
+        dpkg("-P", "kvgate")
+        check(not os.path.exists("/var/lib/kvgated") and not os.path.exists("/etc/kvgated/kvgated.conf"), "left behind")
+
+
 def main():
     with open("/kvgate-test/wanted", encoding="utf-8") as f:
         wanted = f.read().split()
@@ -217,9 +245,12 @@ def main():
     for name, case in list(globals().items()):
         if not name.startswith("case_") or wanted and name[5:] not in wanted:
             continue
+        if (case is case_package) != os.path.exists(DEB):
+            continue
         start, why = time.monotonic(), None
         try:
-            fresh()
+            if case is not case_package:
+                fresh()
             case()
         except Failed as e:
             why = f"{e} (line {traceback.extract_tb(e.__traceback__)[1].lineno})"
