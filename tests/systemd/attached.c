@@ -132,9 +132,8 @@ static const char *run(struct attached *a, const char *verb, uint64_t seed)
 {
 	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
 		if (!strcmp(commands[i].verb, verb))
-			return commands[i].needs_session && !a->layout
-				? "no session"
-				: commands[i].run(a, seed);
+			return commands[i].needs_session && !a->layout ? "no session"
+								       : commands[i].run(a, seed);
 	return "no such command";
 }
 

@@ -63,10 +63,18 @@ def case_ready():
     check(run("systemctl", "start", UNIT).returncode != 0, "start with a broken configuration succeeds")
     until(lambda: show("ActiveState") == "failed", "it gives up")
     check(logged("kvgated.conf:2:"), "the journal does not name the line")
-    until(lambda: show("ActiveState", "kvgated.socket") == "failed" or not os.path.exists(SOCKET) or
-          show("ActiveState") == "failed", "the end")
-    fresh()
+
+
+def case_broken():
+    """Who starts a daemon that cannot run is told soon, and does not wait for it until his time is up; mended, it serves."""
+    write("/etc/kvgated/kvgated.conf", "[memory]\nhost_bytes = much\n")
     with client() as c:
+        start = time.monotonic()
+        c.expect("open", "ECONNRESET")
+        check(time.monotonic() - start < 5, "the client has waited")
+        equal(show("Result", "kvgated.socket"), "service-start-limit-hit", "the socket")
+        c.expect("open", "ENOENT")
+        fresh()
         attach(c, 1)
 
 
