@@ -66,13 +66,17 @@ int engine_check(struct engine *e)
 /*
  * The tokens that are shared: all up to the context's end, since questions are another each time.
  * A prompt that is context to its end is shared up to its last token, which whoever asks again has
- * to compute, unless whole blocks end there: what goes on from it can have them all.
+ * to compute, unless whole blocks end there: what goes on from it can have them all. Where the
+ * context's end is not known, whole blocks are shared: what comes behind them may be the question,
+ * of which nothing can be spared.
  */
 static uint32_t shared_tokens(const struct engine *e, const struct prompt *p)
 {
-	if (p->context_end < p->n || p->n % e->store->block_tokens == 0)
-		return p->context_end;
-	return p->n - 1;
+	const uint32_t over = p->n % e->store->block_tokens;
+
+	if (!p->marked)
+		return p->n - over;
+	return p->context_end < p->n || over == 0 ? p->context_end : p->n - 1;
 }
 
 static int look_up(struct engine *e, struct answer *a)

@@ -34,6 +34,7 @@ int prompt_lab(const char *context, size_t context_bytes, const char *question, 
 	p.protect = p.n;
 	append_bytes(&p, context, context_bytes);
 	p.context_end = p.n;
+	p.marked = true;
 	if (question) {
 		p.tokens[p.n++] = LAB_QUESTION;
 		append_bytes(&p, question, question_bytes);

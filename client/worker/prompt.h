@@ -10,6 +10,7 @@
 #define KVGATE_WORKER_PROMPT_H
 
 #include <stddef.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "client/worker/options.h"
@@ -29,6 +30,7 @@ struct prompt {
 	uint32_t n;
 	uint32_t protect;     /* leading tokens that are never evicted */
 	uint32_t context_end; /* the context is protect .. context_end - 1; a question may follow */
+	bool marked;          /* the format says where it ends; else it is all of the prompt */
 };
 
 int prompts_read(const struct options *o, uint32_t vocab, struct prompt **ret, uint32_t *ret_n,

@@ -403,7 +403,8 @@ static void other_prompt(uint32_t n, uint32_t more, struct prompt *ret)
 	*ret = (struct prompt){.tokens = malloc((n + more) * sizeof(*ret->tokens)),
 		.n = n + more,
 		.protect = LAB_PROTECT,
-		.context_end = n + more};
+		.context_end = n + more,
+		.marked = true};
 	assert_non_null(ret->tokens);
 	memcpy(ret->tokens, prompt.tokens, n * sizeof(*ret->tokens));
 	for (uint32_t i = 0; i < more; i++)
@@ -472,6 +473,28 @@ static void test_short_block(void **unused)
 	one_close(&a);
 }
 
+/* Where nobody knows what of a prompt is context, whole blocks are shared: the rest may be the question. */
+static void test_unmarked(void **unused)
+{
+	struct answer first, next;
+	struct prompt p;
+	struct one a;
+
+	(void)unused;
+	one_open(&a, "unmarked", KVG_DTYPE_BF16, NULL, NULL);
+	other_prompt(prompt.context_end, 10, &p);
+	p.marked = false;
+	answer_other(&a, &p, &first);
+	assert_int_equal(first.blocks_put, p.n / BLOCK);
+	answer_other(&a, &p, &next);
+	assert_int_equal(next.reuse.context.tokens, p.n / BLOCK * BLOCK);
+	assert_int_equal(next.blocks_put, 0);
+	answer_fini(&a.engine, &first);
+	answer_fini(&a.engine, &next);
+	free(p.tokens);
+	one_close(&a);
+}
+
 /* What the daemon refuses is told, with its reason; what came before it is there. */
 static void test_refused(void **unused)
 {
@@ -514,6 +537,7 @@ int main(void)
 		cmocka_unit_test(test_window),
 		cmocka_unit_test(test_gate_of_daemon),
 		cmocka_unit_test(test_short_block),
+		cmocka_unit_test(test_unmarked),
 		cmocka_unit_test(test_refused),
 	};
 
