@@ -40,7 +40,8 @@
 #define STATUS_PERIOD_NS  10000000000ull
 #define FDS_PER_SESSION   4 /* socket, process, pin page, staging */
 #define FDS_OTHER         256
-#define PACK_WORKERS_AUTO 8 /* more of them starve the workers whose blocks they pack */
+#define LEAVE_MS          2000 /* for systemd to read what it was sent */
+#define PACK_WORKERS_AUTO 8    /* more of them starve the workers whose blocks they pack */
 
 struct daemon {
 	int argc;
@@ -245,6 +246,7 @@ static int build_cache(struct daemon *d)
 	const struct cache_options co = {
 		.loop = d->loop,
 		.counters = d->counters,
+		.park = d->park,
 		.host_bytes = o->host_bytes,
 		.segment_bytes = o->segment_bytes,
 		.index_slots = (uint64_t)o->index_slots,
@@ -301,6 +303,8 @@ static int build_server(struct daemon *d)
 	char why[400];
 	int r = failed("server", server_new(&parts, &d->server));
 
+	if (r == 0)
+		r = failed("what the last daemon left", server_adopt(d->server));
 	if (r < 0)
 		return r;
 	r = server_listen(d->server, why, sizeof(why));
@@ -329,8 +333,24 @@ static int build(struct daemon *d)
 	return r;
 }
 
+/* What is parked stays, whatever ends here; the keeper is to have read it before he hears that this process is gone. */
+static void leave(struct daemon *d)
+{
+	int r;
+
+	if (!d->park)
+		return;
+	r = park_sync(d->park, LEAVE_MS);
+	park_freeze(d->park);
+	if (r < 0 && r != -ENOTCONN)
+		log_warning("the keeper of file descriptors does not answer: a restart may lose a "
+			    "part of what the cache holds",
+			"error=\"%s\"", strerror(-r));
+}
+
 static void tear_down(struct daemon *d)
 {
+	leave(d);
 	server_free(d->server);
 	cache_free(d->cache);
 	park_free(d->park);

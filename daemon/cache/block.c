@@ -234,6 +234,19 @@ static void describe(const struct block *b, struct index_block *ret)
 		};
 }
 
+static void enter(struct block *b)
+{
+	struct cache_tenant *t = b->tenant;
+
+	cache_layout_hold(b->layout);
+	t->by_slot[b->handle.slot] = b;
+	link_in(b->parent ? &b->parent->children : &t->roots, b);
+	t->n_blocks++;
+	b->published = ++t->publications;
+	count(b, b->held, 1);
+	counter_add(b->layout->counters, COUNTER_BLOCKS, 0, 1);
+}
+
 int block_publish(struct cache_tenant *t, struct cache_layout *l, const struct pack_job *packed,
 	struct block *parent, struct block **ret)
 {
@@ -255,13 +268,66 @@ int block_publish(struct cache_tenant *t, struct cache_layout *l, const struct p
 		free(b);
 		return r;
 	}
-	cache_layout_hold(l);
-	t->by_slot[b->handle.slot] = b;
-	link_in(parent ? &parent->children : &t->roots, b);
-	t->n_blocks++;
-	b->published = ++t->publications;
-	count(b, b->held, 1);
-	counter_add(l->counters, COUNTER_BLOCKS, 0, 1);
+	enter(b);
+	*ret = b;
+	return 0;
+}
+
+/* Planes that were dropped had pairs, too, and no one knows what they weighed. */
+static struct block *block_remake(struct cache_tenant *t, struct cache_layout *l,
+	const struct block_found *f, struct block *parent)
+{
+	const struct kvg_shm_entry *e = f->entry;
+	struct block *b = calloc(1, sizeof(*b) + e->n_planes * sizeof(b->plane[0]));
+
+	if (!b)
+		return NULL;
+	b->tenant = t;
+	b->layout = l;
+	b->handle = f->handle;
+	b->key = e->key;
+	b->parent = parent;
+	b->tokens = e->tokens;
+	b->depth = e->depth;
+	b->n_planes = e->n_planes;
+	b->held = f->there;
+	b->hidden = f->there & (uint8_t)~f->shown;
+	b->node.parent = parent ? &parent->node : NULL;
+	memcpy(&b->node.key_hash, b->key.b, sizeof(b->node.key_hash));
+	for (uint32_t p = 0; p < e->n_planes; p++) {
+		const struct kvg_shm_plane_ref *r = &e->plane[p];
+		const uint64_t page = 1ull << (r->page_shift & 63);
+		uint32_t i = b->node.n_planes;
+
+		if (!r->bytes)
+			continue;
+		b->plane[p] = (struct block_plane){f->extent[p], r->bytes, r->pairs};
+		b->planes |= (uint8_t)(1u << p);
+		b->pairs += r->pairs;
+		b->node.bytes[i] = (r->bytes + page - 1) & ~(page - 1);
+		b->node.mass[i] = f->mass[p];
+		b->node.n_planes++;
+	}
+	b->node.droppable_from = block_droppable_from(b, l->floor);
+	return b;
+}
+
+int block_adopt(struct cache_tenant *t, struct cache_layout *l, const struct block_found *f,
+	struct block *parent, struct block **ret)
+{
+	struct block *b = block_remake(t, l, f, parent);
+	int r;
+
+	if (!b)
+		return -ENOMEM;
+	r = policy_insert(t->policy, &b->node);
+	if (r < 0) {
+		free(b);
+		return r;
+	}
+	if (b->held != b->planes)
+		policy_shrink(t->policy, &b->node, plane_count(b->held));
+	enter(b);
 	*ret = b;
 	return 0;
 }
@@ -288,13 +354,26 @@ void block_hide(struct block *b, uint8_t planes)
 	index_set_planes(b->tenant->index, b->handle.slot, block_shown(b), block_shown(b));
 }
 
+void block_leave(struct block *b)
+{
+	struct cache_tenant *t = b->tenant;
+
+	assert(!b->children.first);
+	purges_step_over(b);
+	unlink_from(b);
+	t->n_blocks--;
+	cache_layout_drop(b->layout);
+	free(b);
+}
+
 void block_free(struct block *b)
 {
 	struct cache_tenant *t = b->tenant;
 
 	assert(!b->children.first && !b->pins && !b->uses);
+	index_remove(t->index,
+		b->handle.slot); /* before its pages are anybody else's, see index_adopt.c */
 	release_planes(b, b->held);
-	index_remove(t->index, b->handle.slot);
 	t->by_slot[b->handle.slot] = NULL;
 	purges_step_over(b);
 	unlink_from(b);

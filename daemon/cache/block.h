@@ -62,8 +62,23 @@ static inline struct block *block_of(struct policy_node *n)
  */
 int block_publish(struct cache_tenant *t, struct cache_layout *l, const struct pack_job *packed,
 	struct block *parent, struct block **ret);
+/*
+ * As it stands in the index already, under this handle: the planes in `there` lie in these extents, those of them that are not
+ * `shown` are hidden. -ENOMEM.
+ */
+struct block_found {
+	struct kvg_handle handle;
+	const struct kvg_shm_entry *entry;
+	uint8_t there, shown;
+	struct extent extent[KVG_PLANES_MAX];
+	float mass[KVG_PLANES_MAX];
+};
+int block_adopt(struct cache_tenant *t, struct cache_layout *l, const struct block_found *f,
+	struct block *parent, struct block **ret);
 /* Hidden from readers, out of the policy, unpinned and childless: gives everything back. */
 void block_free(struct block *b);
+/* The daemon goes down and leaves index and pages to the next one: the struct alone goes, children first. */
+void block_leave(struct block *b);
 /* The same for planes that readers do not see any more. */
 void block_drop_planes(struct block *b, uint8_t planes);
 /* For good: nobody who has not pinned them gets to see these planes. */

@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "daemon/cache/evictor.h"
+#include "daemon/cache/keep.h"
 #include "daemon/cache/tenant.h"
 #include "daemon/mem/tier.h"
 
@@ -71,6 +72,7 @@ static int start(struct cache *c)
 		.numa_node = c->o.numa_node,
 		.huge_pages = c->o.huge_pages,
 		.prefault = c->o.prefault,
+		.watch = keep_watch,
 	};
 	int r;
 

@@ -22,10 +22,12 @@ struct cache_tenant;
 struct cache_layout;
 struct counters; /* daemon/base/counters.h */
 struct loop;     /* daemon/base/loop.h */
+struct park;     /* daemon/base/park.h */
 
 struct cache_options {
 	struct loop *loop;
 	struct counters *counters;
+	struct park *park;   /* NULL: nobody keeps fds over a restart */
 	uint64_t host_bytes; /* all tenants together, pages in use */
 	uint64_t segment_bytes;
 	uint64_t index_slots;                /* per tenant */
@@ -46,6 +48,19 @@ void cache_set_watermarks(struct cache *c, float high, float low);
 int cache_add_gate(struct cache *c, const char *name, struct gate *g);
 /* Gate reload (SIGHUP): names that are gone stay for layouts that use them, but take no new layout. */
 void cache_retire_gates(struct cache *c);
+
+/*
+ * Takes over what the last daemon parked: tenants with layouts, blocks and what was set for them. Once, before anybody is
+ * served, when the gates are there. `pinned`: does a pin page that is kept hold this handle? -ENOMEM and other trouble of
+ * the daemon's own; what cannot be taken over is logged, counted and dropped.
+ */
+struct cache_pinned {
+	bool (*pinned)(void *userdata, uint32_t tenant_number, struct kvg_handle h);
+	void *userdata;
+};
+int cache_adopt(struct cache *c, const struct cache_pinned *p);
+/* 0: nothing of it is kept. */
+uint32_t cache_tenant_number(const struct cache_tenant *t);
 
 struct cache_limits {
 	uint64_t host_bytes; /* quota of the tenant */
@@ -267,6 +282,9 @@ struct cache_policy {
 };
 /* model "" = the tenant's default. Zero fields leave what is. KVG_CODE_OK, BAD_ARGUMENT with text. */
 int cache_policy_set(struct cache_tenant *t, const char *model, const struct cache_policy *p,
+	char *ret_why, size_t why_size);
+/* The same, in the words of the configuration: counts only where it says something else than the last time. */
+int cache_policy_configure(struct cache_tenant *t, const char *model, const struct cache_policy *p,
 	char *ret_why, size_t why_size);
 /* The model has no floor of its own any more: the tenant's holds. */
 void cache_policy_forget(struct cache_tenant *t, const char *model);

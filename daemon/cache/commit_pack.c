@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The workers' part of a commit, and what is made of their results. A worker has the job to itself while it runs: it verifies
- * the key on the job's own copy of the token ids, which is the copy that is stored, and packs.
+ * the key on the job's own copy of the token ids, which is the copy that is stored, and packs. If that made a segment, the
+ * worker waits until the keeper has it: what is published is to be there for the next daemon.
  */
 #include "daemon/base/log.h"
+#include "daemon/base/park.h"
 #include "daemon/cache/evictor.h"
 #include "daemon/cache/job.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define SETTLE_MS 1000 /* a keeper that does not read for so long keeps nobody from working */
 
 struct worker_context {
 	struct packer *packer;
@@ -62,6 +66,8 @@ static void run(struct work *work, void *context)
 	j->result.code = pack_run(w->packer, &j->pack);
 	if (j->result.code != KVG_CODE_OK)
 		job_refuse(j, j->result.code, j->pack.error);
+	else if (j->tenant->catalog)
+		park_settle(j->tenant->cache->o.park, SETTLE_MS);
 }
 
 static void discard(struct cache_job *j)

@@ -18,7 +18,7 @@
  *
  * A slot whose generation is used up (2^32 - 1 inserts) is never used again.
  */
-#include "daemon/cache/index.h"
+#include "daemon/cache/index_private.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -35,20 +35,6 @@
 #define SWEEP_BYTES                                                                                \
 	(16ull << 20) /* of one index_sweep(): a millisecond or two when all of it is there */
 #define HUGE_SLACK (4ull << 20) /* the kernel may back huge pages around what is used */
-
-struct index {
-	int fd, read_fd;
-	uint8_t *map;
-	struct kvg_shm_index *head;
-	struct kvg_shm_bucket *buckets;
-	struct kvg_shm_entry *entries;
-	uint64_t n_buckets, n_slots, bytes;
-	uint32_t *free; /* stack */
-	uint64_t n_free;
-	uint64_t end;     /* slots from here on were never used */
-	uint64_t retired; /* slots without a generation left */
-	uint64_t swept;   /* offset at which index_sweep() goes on */
-};
 
 static_assert(sizeof(struct kvg_shm_plane_ref) % 8 == 0, "a plane ref is stored in words");
 static_assert(offsetof(struct kvg_shm_entry, key) % 8 == 0, "the fields are stored in words");
@@ -76,7 +62,7 @@ static void geometry(uint64_t n_slots, struct kvg_shm_index *ret)
 	ret->total_bytes = ret->entries_off + page_up(n_slots * sizeof(struct kvg_shm_entry));
 }
 
-static int map_parts(struct index *x)
+int index_map(struct index *x)
 {
 	void *p =
 		mmap(NULL, x->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, x->fd, 0);
@@ -120,7 +106,7 @@ int index_new(uint64_t n_slots, struct index **ret)
 	if (r == 0)
 		r = memfd_read_only(x->fd, &x->read_fd);
 	if (r == 0)
-		r = map_parts(x);
+		r = index_map(x);
 	if (r < 0) {
 		index_free(x);
 		return r;
@@ -152,6 +138,11 @@ struct index *index_free(struct index *x)
 int index_fd(const struct index *x)
 {
 	return x->read_fd;
+}
+
+int index_kept_fd(const struct index *x)
+{
+	return x->fd;
 }
 
 uint64_t index_slots(const struct index *x)
@@ -204,7 +195,7 @@ uint32_t index_generation(const struct index *x, uint32_t slot)
 
 /* ---- buckets ---- */
 
-static uint64_t way_make(const struct kvg_key *key, uint32_t slot)
+uint64_t index_way(const struct kvg_key *key, uint32_t slot)
 {
 	return (uint64_t)kvg_key_tag(key) << 32 | (slot + 1);
 }
@@ -261,7 +252,7 @@ uint32_t index_find(const struct index *x, uint32_t layout, const struct kvg_key
 			uint32_t slot = (uint32_t)way - 1;
 			const struct kvg_shm_entry *e = &x->entries[slot];
 
-			if (!way || way != way_make(key, slot))
+			if (!way || way != index_way(key, slot))
 				continue;
 			assert(slot < x->end);
 			if (!memcmp(&e->key, key, sizeof(*key)) &&
@@ -328,7 +319,7 @@ int index_insert(struct index *x, const struct index_block *b, struct kvg_handle
 	atomic_store_explicit(&e->word, kvg_word(gen, 1, b->held, b->mapped), memory_order_release);
 
 	count_path(x, &b->key, passed, 1);
-	atomic_store_explicit(way, way_make(&b->key, slot), memory_order_release);
+	atomic_store_explicit(way, index_way(&b->key, slot), memory_order_release);
 	*ret = (struct kvg_handle){.slot = slot, .gen = gen};
 	return 0;
 }
@@ -367,7 +358,7 @@ void index_remove(struct index *x, uint32_t slot)
 	uint64_t passed;
 
 	assert(slot < x->end && !(word_of(e) & KVG_ENTRY_LIVE));
-	way = find_way(x, &e->key, way_make(&e->key, slot), &passed);
+	way = find_way(x, &e->key, index_way(&e->key, slot), &passed);
 	assert(way);
 	atomic_store_explicit(way, 0, memory_order_release);
 	count_path(x, &e->key, passed, -1);
@@ -387,7 +378,7 @@ int index_check(const struct index *x)
 
 		const bool shown = word_of(e) & KVG_ENTRY_LIVE;
 
-		if (!find_way(x, &e->key, way_make(&e->key, slot), &passed)) {
+		if (!find_way(x, &e->key, index_way(&e->key, slot), &passed)) {
 			if (shown)
 				return -EBADMSG;
 			dead++;

@@ -25,7 +25,8 @@ struct index;
 /* A sealed, sparse memfd of n_slots entries; memory is used as slots are. */
 int index_new(uint64_t n_slots, struct index **ret);
 struct index *index_free(struct index *x);
-int index_fd(const struct index *x); /* borrowed, read-only description */
+int index_fd(const struct index *x);      /* borrowed, read-only description */
+int index_kept_fd(const struct index *x); /* borrowed, read-write: for the next daemon */
 uint64_t index_slots(const struct index *x);
 uint64_t index_slots_free(const struct index *x);
 uint64_t index_slots_used_end(const struct index *x); /* slots at and above were never used */
@@ -80,6 +81,28 @@ typedef void (*index_entry_fn)(
 	void *userdata, uint32_t slot, uint32_t gen, const struct kvg_shm_entry *copy);
 int index_scan(const void *map, uint64_t bytes, index_entry_fn fn, void *userdata,
 	struct index_report *ret);
+
+/*
+ * Adoption of an index that an earlier daemon left, in three steps; readers go on meanwhile. fd is taken on success.
+ * -EPROTONOSUPPORT: of another version; -EBADMSG: no index, or one that somebody could still change.
+ */
+int index_adopt(int fd, struct index **ret);
+/* An entry that is whole. Not `shown`: readers do not find these planes any more, but who has pinned the block may read them. */
+struct index_claim {
+	uint32_t slot, gen;
+	uint8_t shown;
+	uint8_t there; /* bits: planes that lie somewhere, the shown ones among them */
+	struct kvg_shm_entry entry;
+};
+typedef void (*index_claim_fn)(void *userdata, const struct index_claim *claim);
+struct index_adoption {
+	uint64_t claims, unfinished, damaged;
+};
+void index_adopt_scan(
+	struct index *x, index_claim_fn fn, void *userdata, struct index_adoption *ret);
+/* keep: a bit for each slot below index_slots_used_end(); all others are free from now on. The epoch grows. -ENOMEM. */
+int index_adopt_finish(struct index *x, const uint64_t *keep);
+const uint8_t *index_instance(const struct index *x); /* [16] */
 
 /* For tests: every entry, bucket and counter against each other. 0 or -EBADMSG. */
 int index_check(const struct index *x);

@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/cache/keep.h"
 #include "daemon/cache/pack.h"
 #include "daemon/cache/tenant.h"
 #include "proto/plane.h"
@@ -328,6 +329,7 @@ static struct cache_layout *layout_new(struct cache_tenant *t, const struct cach
 static bool joins(
 	struct cache_layout *l, const struct cache_layout_spec *s, struct cache_gate *gate)
 {
+	const struct cache_layout was = *l;
 	uint32_t u = 0;
 
 	if (l->hidden_dtype && s->hidden_dtype && l->hidden_dtype != s->hidden_dtype)
@@ -346,6 +348,9 @@ static bool joins(
 	if (!l->hidden_dtype)
 		l->hidden_dtype = s->hidden_dtype;
 	take_retained(l, s, gate);
+	if (l->gate != was.gate || l->hidden_dtype != was.hidden_dtype ||
+		l->n_retained != was.n_retained)
+		keep_layout(l); /* if that fails, the next daemon has to learn it again */
 	return true;
 }
 
@@ -364,13 +369,23 @@ static uint32_t place(const struct cache_tenant *t)
 
 static void put_in_place(struct cache_tenant *t, uint32_t at, struct cache_layout *l)
 {
-	if (at == t->n_layouts) {
-		l->id = ++t->n_layouts;
-	} else {
-		l->id = t->layouts[at]->id + LAYOUTS_MAX;
+	if (at == t->n_layouts)
+		t->n_layouts++;
+	else
 		layout_free(t->layouts[at]);
-	}
 	t->layouts[at] = l;
+}
+
+/* What the next daemon does not know, nobody may put blocks into. */
+static bool take_place(struct cache_tenant *t, uint32_t at, struct cache_layout *l)
+{
+	l->id = at == t->n_layouts ? at + 1 : t->layouts[at]->id + LAYOUTS_MAX;
+	if (keep_layout(l) < 0) {
+		layout_free(l);
+		return false;
+	}
+	put_in_place(t, at, l);
+	return true;
 }
 
 int cache_layout_register(struct cache_tenant *t, const struct cache_layout_spec *s,
@@ -412,9 +427,69 @@ int cache_layout_register(struct cache_tenant *t, const struct cache_layout_spec
 	if (!l)
 		return refuse(&why, KVG_CODE_NO_MEMORY, "out of memory");
 	memcpy(l->fingerprint, fingerprint, sizeof(fingerprint));
-	put_in_place(t, at, l);
+	if (!take_place(t, at, l))
+		return refuse(&why, KVG_CODE_NO_MEMORY, "out of memory");
 	*ret = l;
 	return KVG_CODE_OK;
+}
+
+/* ---- those of an earlier daemon ---- */
+
+/* Holds the place of a layout that could not be read; nobody finds it, and whoever needs the place takes it. */
+static int fill_gap(struct cache_tenant *t)
+{
+	struct cache_layout *l = calloc(1, sizeof(*l));
+
+	if (!l)
+		return -ENOMEM;
+	l->identity.model = strdup("");
+	l->identity.revision = strdup("");
+	l->identity.rope = strdup("");
+	l->identity.eviction = strdup("");
+	l->identity.key_namespace = strdup("");
+	if (!l->identity.model || !l->identity.revision || !l->identity.rope ||
+		!l->identity.eviction || !l->identity.key_namespace) {
+		layout_free(l);
+		return -ENOMEM;
+	}
+	l->tenant = t;
+	l->counters = t->counters;
+	l->page_shift = 16;
+	l->id = t->n_layouts + 1;
+	put_in_place(t, t->n_layouts, l);
+	return 0;
+}
+
+int layout_adopt(struct cache_tenant *t, uint32_t id, const uint8_t fingerprint[32],
+	const struct cache_layout_spec *s)
+{
+	const uint32_t at = (id - 1) % LAYOUTS_MAX;
+	struct cache_gate *gate = s->gate[0] ? gate_named(t->cache, s->gate) : NULL;
+	char text[200];
+	const struct why why = {text, sizeof(text)};
+	struct cache_layout *l;
+	uint8_t own[32];
+	int r = 0;
+
+	if (!id || check_identity(&s->id, UINT64_MAX, &why) || check_ungated(s, &why) ||
+		check_edges(s, &s->id, &why))
+		return -EBADMSG;
+	layout_fingerprint(t->cache->hasher, &s->id, own);
+	if (memcmp(own, fingerprint, sizeof(own)) || (at < t->n_layouts && t->layouts[at]->id > id))
+		return -EBADMSG;
+	if (gate && memcmp(gate_info(gate->gate)->digest, s->id.gate_digest, 32))
+		gate = NULL;
+	while (at > t->n_layouts && r == 0)
+		r = fill_gap(t);
+	if (r < 0)
+		return r;
+	l = layout_new(t, s, &s->id, gate);
+	if (!l)
+		return -ENOMEM;
+	memcpy(l->fingerprint, fingerprint, sizeof(own));
+	l->id = id;
+	put_in_place(t, at, l);
+	return 0;
 }
 
 struct cache_layout *cache_layout_get(struct cache_tenant *t, uint32_t id)

@@ -45,6 +45,13 @@ struct cache_layout {
 };
 struct cache_layout *layout_free(struct cache_layout *l);
 
+/*
+ * The layout of an earlier daemon under its id: s->id is what was in force. It scores with the gate of that name if there is
+ * one of the same digest. -EBADMSG: it does not add up; -ENOMEM.
+ */
+int layout_adopt(struct cache_tenant *t, uint32_t id, const uint8_t fingerprint[32],
+	const struct cache_layout_spec *s);
+
 static inline uint32_t layout_planes(const struct cache_layout *l)
 {
 	return l->identity.n_edges + 1;

@@ -19,6 +19,7 @@
 
 #include "daemon/base/log.h"
 #include "daemon/cache/evictor.h"
+#include "daemon/cache/keep.h"
 
 #define WALK_SLOTS    4096     /* of a tick: well below a millisecond */
 #define TOUCHES_MAX   1024     /* taken at once, and a page's more: well below a millisecond */
@@ -26,18 +27,29 @@
 
 /* ---- life ---- */
 
-static struct cache_tenant *tenant_free(struct cache_tenant *t)
+/* Not what the next daemon will have: that stays as it is, for it and for those who read. */
+static void free_blocks(struct cache_tenant *t)
 {
-	struct model_floor *m;
 	struct block *b, *next;
 
 	for (b = t->roots.first ? block_first(&t->roots) : NULL; b; b = next) {
 		next = block_next(b);
 		b->pins = 0;
+		if (t->catalog) {
+			block_leave(b);
+			continue;
+		}
 		index_set_planes(t->index, b->handle.slot, 0, 0);
 		block_free(b);
 	}
-	assert(!t->n_blocks && !t->used && !t->reserved);
+}
+
+static struct cache_tenant *tenant_free(struct cache_tenant *t)
+{
+	struct model_floor *m;
+
+	free_blocks(t);
+	assert(!t->n_blocks && (t->catalog || !t->used) && !t->reserved);
 	for (uint32_t i = 0; i < t->n_layouts; i++)
 		layout_free(t->layouts[i]);
 	while ((m = t->models)) {
@@ -49,6 +61,7 @@ static struct cache_tenant *tenant_free(struct cache_tenant *t)
 	pool_tenant_free(t->pool);
 	if (t->by_slot)
 		munmap(t->by_slot, index_slots(t->index) * sizeof(*t->by_slot));
+	keep_forget(t);
 	index_free(t->index);
 	free(t->name);
 	free(t);
@@ -65,15 +78,26 @@ void tenants_free(struct cache *c)
 	}
 }
 
-static int tenant_new(struct cache *c, const char *name, struct cache_tenant **ret)
+static int map_slots(struct cache_tenant *t)
 {
-	struct cache_tenant *t = calloc(1, sizeof(*t));
-	void *p;
+	void *p = mmap(NULL, index_slots(t->index) * sizeof(*t->by_slot), PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (p == MAP_FAILED)
+		return -errno;
+	t->by_slot = p;
+	return 0;
+}
+
+int tenant_make(struct cache *c, const char *name, struct index *index, struct cache_tenant **ret)
+{
+	struct cache_tenant *t = calloc(1, sizeof(*t)), **end = &c->tenants;
 	int r = -ENOMEM;
 
 	if (!t)
 		return -ENOMEM;
 	t->cache = c;
+	t->index = index;
 	job_list_init(&t->starved);
 	t->purges.end = &t->purges.first;
 	t->high = c->o.high_watermark;
@@ -82,29 +106,30 @@ static int tenant_new(struct cache *c, const char *name, struct cache_tenant **r
 	if (!t->name)
 		goto error;
 	r = counters_scope(c->counters, name, "", &t->counters);
-	if (r == 0)
+	if (r == 0 && !index)
 		r = index_new(c->o.index_slots, &t->index);
 	if (r == 0)
 		r = pool_tenant_new(c->pool, &t->pool);
 	if (r == 0)
 		r = policy_new(&t->policy);
+	if (r == 0)
+		r = map_slots(t);
+	if (r == 0 && !index)
+		r = keep_tenant(t);
 	if (r < 0)
 		goto error;
-	p = mmap(NULL, index_slots(t->index) * sizeof(*t->by_slot), PROT_READ | PROT_WRITE,
-		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (p == MAP_FAILED) {
-		r = -errno;
-		goto error;
-	}
-	t->by_slot = p;
-	*ret = t;
+	while (*end)
+		end = &(*end)->next;
+	*ret = *end = t;
 	return 0;
 error:
+	if (index)
+		t->index = NULL; /* the caller's still; of these slots nothing is mapped */
 	tenant_free(t);
 	return r;
 }
 
-static void floors_changed(struct cache_tenant *t)
+void tenant_floors_changed(struct cache_tenant *t)
 {
 	for (uint32_t i = 0; i < t->n_layouts; i++)
 		t->layouts[i]->floor = tenant_floor(t, t->layouts[i]->identity.model);
@@ -118,14 +143,9 @@ int cache_tenant_open(
 	int r;
 
 	if (!t) {
-		struct cache_tenant **end = &c->tenants;
-
-		r = tenant_new(c, name, &t);
+		r = tenant_make(c, name, NULL, &t);
 		if (r < 0)
 			return r;
-		while (*end)
-			end = &(*end)->next;
-		*end = t;
 	}
 	cache_tenant_limit(t, l);
 	*ret = t;
@@ -141,9 +161,10 @@ void cache_tenant_limit(struct cache_tenant *t, const struct cache_limits *l)
 	}
 	if (l->floor != t->configured.floor) {
 		t->floor = l->floor;
-		floors_changed(t);
+		tenant_floors_changed(t);
 	}
 	t->configured = *l;
+	keep_policy(t);
 }
 
 bool cache_tenant_idle(const struct cache_tenant *t)
@@ -182,6 +203,11 @@ struct cache_tenant *cache_tenant_next(struct cache *c, struct cache_tenant *aft
 const char *cache_tenant_name(const struct cache_tenant *t)
 {
 	return t->name;
+}
+
+uint32_t cache_tenant_number(const struct cache_tenant *t)
+{
+	return t->number;
 }
 
 int cache_tenant_index_fd(const struct cache_tenant *t)
@@ -262,10 +288,10 @@ int cache_policy_set(struct cache_tenant *t, const char *model, const struct cac
 	}
 	if (p->floor != 0) {
 		if (m)
-			m->floor = p->floor;
+			tenant_set_model(t, model, p->floor, m->configured);
 		else
 			t->floor = p->floor;
-		floors_changed(t);
+		tenant_floors_changed(t);
 	}
 	if (p->host_bytes)
 		t->quota = p->host_bytes;
@@ -273,14 +299,40 @@ int cache_policy_set(struct cache_tenant *t, const char *model, const struct cac
 		t->high = p->high_watermark;
 	if (p->low_watermark != 0)
 		t->low = p->low_watermark;
+	keep_policy(t);
 	evict_ask_again(t->cache);
 	evict_check(t->cache, t);
 	return KVG_CODE_OK;
 }
 
-void cache_policy_forget(struct cache_tenant *t, const char *model)
+int cache_policy_configure(struct cache_tenant *t, const char *model, const struct cache_policy *p,
+	char *ret_why, size_t why_size)
 {
-	loop_assert_owner(t->cache->loop);
+	const struct model_floor *m = model[0] ? model_find(t, model) : NULL;
+	struct cache_policy news = {0};
+	int code;
+
+	if (model[0] && p->floor != 0 && !(m && m->configured == p->floor))
+		news.floor = p->floor;
+	if (!model[0] && p->high_watermark != t->configured_high)
+		news.high_watermark = p->high_watermark;
+	if (!model[0] && p->low_watermark != t->configured_low)
+		news.low_watermark = p->low_watermark;
+	code = cache_policy_set(t, model, &news, ret_why, why_size);
+	if (code != KVG_CODE_OK)
+		return code;
+	if (!model[0]) {
+		t->configured_high = p->high_watermark;
+		t->configured_low = p->low_watermark;
+		keep_policy(t);
+	} else if (news.floor != 0) {
+		tenant_set_model(t, model, p->floor, p->floor);
+	}
+	return KVG_CODE_OK;
+}
+
+static bool forget_model(struct cache_tenant *t, const char *model)
+{
 	for (struct model_floor **at = &t->models; *at; at = &(*at)->next) {
 		struct model_floor *m = *at;
 
@@ -289,9 +341,36 @@ void cache_policy_forget(struct cache_tenant *t, const char *model)
 		*at = m->next;
 		free(m->model);
 		free(m);
-		floors_changed(t);
-		return;
+		return true;
 	}
+	return false;
+}
+
+void cache_policy_forget(struct cache_tenant *t, const char *model)
+{
+	loop_assert_owner(t->cache->loop);
+	if (!forget_model(t, model))
+		return;
+	keep_model(t, model, 0, 0);
+	tenant_floors_changed(t);
+}
+
+int tenant_set_model(struct cache_tenant *t, const char *model, float floor, float configured)
+{
+	struct model_floor *m = model_find(t, model);
+	int r;
+
+	if (floor == 0) {
+		forget_model(t, model);
+		return 0;
+	}
+	r = m ? 0 : model_add(t, model, &m);
+	if (r < 0)
+		return r;
+	m->floor = floor;
+	m->configured = configured;
+	keep_model(t, model, floor, configured);
+	return 0;
 }
 
 void cache_policy_get(const struct cache_tenant *t, const char *model, struct cache_policy *ret)

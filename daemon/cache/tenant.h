@@ -24,6 +24,7 @@
 struct model_floor {
 	char *model;
 	float floor;
+	float configured; /* what the configuration said last; 0: nothing */
 	struct model_floor *next;
 };
 
@@ -34,6 +35,8 @@ struct cache_tenant {
 	struct counter_scope *counters; /* model "" */
 
 	struct index *index;
+	struct catalog *catalog; /* NULL: nobody keeps it */
+	uint32_t number;         /* of what is kept */
 	struct pool_tenant *pool;
 	struct policy *policy;
 	struct pins pins;
@@ -46,7 +49,8 @@ struct cache_tenant {
 	struct cache_layout *layouts[LAYOUTS_MAX]; /* (id - 1) % LAYOUTS_MAX */
 	uint32_t n_layouts;
 
-	struct cache_limits configured; /* what the configuration said last */
+	struct cache_limits configured; /* what the configuration said last, these and the next */
+	float configured_high, configured_low;
 	uint64_t quota;
 	float floor, high, low;
 	struct model_floor *models;
@@ -77,6 +81,7 @@ struct cache {
 	struct pool *pool;
 	struct cache_gate *gates;
 	struct cache_tenant *tenants;
+	uint32_t last_number; /* that a tenant has, or had */
 	struct key_hasher *hasher;
 	struct commits commits;
 	struct verifications verify;
@@ -113,5 +118,10 @@ void tenant_gauges(struct cache_tenant *t);
 /* A tenth of a second went by. */
 void tenant_tick(struct cache_tenant *t);
 void tenants_free(struct cache *c);
+/* For a name that no tenant has. index NULL: it is made, and kept; else it is taken on success. */
+int tenant_make(struct cache *c, const char *name, struct index *index, struct cache_tenant **ret);
+/* The floor of this model; 0: it has none of its own any more. -ENOSPC, -ENOMEM. */
+int tenant_set_model(struct cache_tenant *t, const char *model, float floor, float configured);
+void tenant_floors_changed(struct cache_tenant *t);
 
 #endif

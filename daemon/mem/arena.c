@@ -169,3 +169,18 @@ uint32_t arena_largest(const struct arena *a)
 		n = a->node[n].right;
 	return a->node[n].run;
 }
+
+void arena_adopt(struct arena *a)
+{
+	assert(a->free == a->pages);
+	run_del(a, 0);
+	a->free = 0;
+	for (uint32_t page = 0, end; page < a->pages; page = end) {
+		page = bitmap_next_clear(a->used, page, a->pages);
+		if (page == a->pages)
+			break;
+		end = bitmap_next_set(a->used, page, a->pages);
+		run_add(a, page, end - page);
+		a->free += end - page;
+	}
+}

@@ -32,5 +32,7 @@ int arena_alloc(struct arena *a, uint32_t pages, uint32_t *ret_page);
 /* Any part of what was allocated; every page must be used (asserted). */
 void arena_free(struct arena *a, uint32_t page, uint32_t pages);
 uint32_t arena_largest(const struct arena *a);
+/* Nothing was allocated yet, and bits of `used` were set by hand: these pages are allocated from here on. */
+void arena_adopt(struct arena *a);
 
 #endif

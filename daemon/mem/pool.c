@@ -33,6 +33,23 @@
 
 /* ---- segments ------------------------------------------------------------------------------ */
 
+int pool_slot_room(struct pool_tenant *t, uint32_t n)
+{
+	uint32_t cap = t->cap_slots ? t->cap_slots : 16;
+	struct pool_slot *slot;
+
+	if (n <= t->cap_slots)
+		return 0;
+	while (cap < n)
+		cap *= 2;
+	slot = realloc(t->slot, cap * sizeof(*slot));
+	if (!slot)
+		return -ENOMEM;
+	t->slot = slot;
+	t->cap_slots = cap;
+	return 0;
+}
+
 int pool_add_segment(struct pool_tenant *t, unsigned page_shift, struct pool_slot **ret)
 {
 	struct pool *p = t->pool;
@@ -42,17 +59,10 @@ int pool_add_segment(struct pool_tenant *t, unsigned page_shift, struct pool_slo
 		.huge_pages = p->options.huge_pages,
 	};
 	struct segment *s;
-	int r;
+	int r = pool_slot_room(t, t->n_slots + 1);
 
-	if (t->n_slots == t->cap_slots) {
-		uint32_t cap = t->cap_slots ? t->cap_slots * 2 : 16;
-		struct pool_slot *slot = realloc(t->slot, cap * sizeof(*slot));
-
-		if (!slot)
-			return -ENOMEM;
-		t->slot = slot;
-		t->cap_slots = cap;
-	}
+	if (r < 0)
+		return r;
 	if (p->last_id == UINT32_MAX)
 		return -ENOSPC;
 	r = segment_new(p->options.tier, &q, page_shift, p->last_id + 1, &s);
@@ -63,6 +73,8 @@ int pool_add_segment(struct pool_tenant *t, unsigned page_shift, struct pool_slo
 	s->owner = t;
 	t->slot[t->n_slots] = (struct pool_slot){s, s->arena.pages, page_shift};
 	*ret = &t->slot[t->n_slots++];
+	if (p->options.watch.added && t->owner)
+		p->options.watch.added(t->owner, s->id, page_shift, s->memory.fd);
 	return 0;
 }
 
@@ -78,6 +90,8 @@ static struct segment *take_segment(struct pool_tenant *t, uint32_t i)
 	t->n_slots--;
 	memmove(&t->slot[i], &t->slot[i + 1], (t->n_slots - i) * sizeof(*t->slot));
 	p->n_segments--;
+	if (p->options.watch.removed && t->owner)
+		p->options.watch.removed(t->owner, s->id, s->page_shift);
 	return s;
 }
 
@@ -398,6 +412,12 @@ int pool_tenant_new(struct pool *p, struct pool_tenant **ret)
 	pthread_mutex_unlock(&p->lock);
 	*ret = t;
 	return 0;
+}
+
+void pool_tenant_own(struct pool_tenant *t, void *owner)
+{
+	assert(!t->n_slots);
+	t->owner = owner;
 }
 
 struct pool_tenant *pool_tenant_free(struct pool_tenant *t)

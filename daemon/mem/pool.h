@@ -22,13 +22,24 @@ struct tier_ops; /* daemon/mem/tier.h: how a tier makes, maps, punches and close
 struct pool;
 struct pool_tenant;
 
+/*
+ * Who wants to know of segments, from before anything is put into one to after nothing is in it any more. Called with the
+ * pool's lock held, on any thread: may not call back, may not block.
+ */
+struct pool_watch {
+	void (*added)(void *owner, uint32_t id, unsigned page_shift,
+		int fd); /* fd borrowed, read-write */
+	void (*removed)(void *owner, uint32_t id, unsigned page_shift);
+};
+
 struct pool_options {
 	const struct tier_ops *tier; /* tier_host, or tier_fault in tests */
 	uint64_t budget;             /* bytes in use, all tenants */
 	uint64_t segment_bytes;      /* power of two */
 	int numa_node;               /* -1 */
 	bool huge_pages;
-	bool prefault; /* a background thread backs free pages, up to the budget */
+	bool prefault;           /* a background thread backs free pages, up to the budget */
+	struct pool_watch watch; /* zeros: nobody; tenants without an owner are not watched */
 };
 int pool_new(const struct pool_options *o, struct pool **ret);
 struct pool *pool_free(struct pool *p);
@@ -36,6 +47,8 @@ void pool_set_budget(struct pool *p,
 	uint64_t bytes); /* may be less than is in use: nothing is taken, allocation fails */
 
 int pool_tenant_new(struct pool *p, struct pool_tenant **ret);
+/* Before it has segments: what the watch is told. */
+void pool_tenant_own(struct pool_tenant *t, void *owner);
 struct pool_tenant *pool_tenant_free(struct pool_tenant *t); /* all its segments are given back */
 
 /* A run of pages in one segment. */

@@ -24,6 +24,7 @@ struct pool_tenant {
 	struct pool_slot *slot;
 	uint32_t n_slots, cap_slots;
 	uint64_t used, resident;
+	void *owner; /* for the watch; NULL: it is not told */
 };
 
 #define POOL_RANKS 64
@@ -70,6 +71,8 @@ void pool_unrank(struct pool *p, struct segment *s);
 /* Out of the tenant's; its memory goes now, without the lock, its fds later. */
 void pool_retire_segment(struct pool_tenant *t, uint32_t i);
 int pool_add_segment(struct pool_tenant *t, unsigned page_shift, struct pool_slot **ret);
+/* Makes sure that there is room for n segments. -ENOMEM. */
+int pool_slot_room(struct pool_tenant *t, uint32_t n);
 /* Charges the pages of part that are not backed yet, and says that they are. */
 void pool_mark_backed(struct pool *p, struct segment *s, const struct segment_part *part);
 /* Backing failed: gives back what of it is idle. */

@@ -18,30 +18,50 @@
 
 #include "daemon/mem/bitmap.h"
 
-int segment_new(const struct tier_ops *tier, const struct tier_request *q, unsigned page_shift,
-	uint32_t id, struct segment **ret)
+/* fd -1: of new memory. */
+static int make(const struct tier_ops *tier, const struct tier_request *q, unsigned page_shift,
+	uint32_t id, int fd, struct segment **ret)
 {
-	uint32_t pages = (uint32_t)(q->bytes >> page_shift);
 	struct segment *s = calloc(1, sizeof(*s));
-	int r = -ENOMEM;
+	uint64_t pages;
+	int r;
 
 	if (!s)
-		return r;
+		return -ENOMEM;
 	s->tier = tier;
 	s->id = id;
 	s->page_shift = (uint8_t)page_shift;
 	s->memory.fd = s->memory.client_fd = -1;
-	s->backed = calloc(bitmap_words(pages), sizeof(*s->backed));
-	if (s->backed)
-		r = arena_init(&s->arena, pages);
+	r = fd < 0 ? tier->open(tier, q, &s->memory) : tier->adopt(tier, q, fd, &s->memory);
+	pages = s->memory.bytes >> page_shift;
+	if (r == 0 && (pages == 0 || pages >= ARENA_NONE))
+		r = -EBADMSG;
 	if (r == 0)
-		r = tier->open(tier, q, &s->memory);
+		r = arena_init(&s->arena, (uint32_t)pages);
+	if (r == 0) {
+		s->backed = calloc(bitmap_words((uint32_t)pages), sizeof(*s->backed));
+		r = s->backed ? 0 : -ENOMEM;
+	}
 	if (r < 0) {
+		if (fd >= 0 && s->memory.fd == fd)
+			s->memory.fd = -1; /* the caller's still */
 		segment_free(s);
 		return r;
 	}
 	*ret = s;
 	return 0;
+}
+
+int segment_new(const struct tier_ops *tier, const struct tier_request *q, unsigned page_shift,
+	uint32_t id, struct segment **ret)
+{
+	return make(tier, q, page_shift, id, -1, ret);
+}
+
+int segment_adopt(const struct tier_ops *tier, const struct tier_request *q, unsigned page_shift,
+	uint32_t id, int fd, struct segment **ret)
+{
+	return make(tier, q, page_shift, id, fd, ret);
 }
 
 struct segment *segment_free(struct segment *s)

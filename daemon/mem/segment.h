@@ -35,6 +35,9 @@ struct segment {
 
 int segment_new(const struct tier_ops *tier, const struct tier_request *q, unsigned page_shift,
 	uint32_t id, struct segment **ret);
+/* The same over memory that an earlier process made; fd is taken on success. Every page is free and cold. */
+int segment_adopt(const struct tier_ops *tier, const struct tier_request *q, unsigned page_shift,
+	uint32_t id, int fd, struct segment **ret);
 /* What clients have mapped stays theirs. */
 struct segment *segment_free(struct segment *s);
 /* Gives all memory back, mapped by clients or not; the fds stay open until segment_free(). */

@@ -35,6 +35,12 @@ struct tier_ops {
 	/* Makes a segment, sparse where the tier can be, protected and mapped. */
 	int (*open)(
 		const struct tier_ops *t, const struct tier_request *q, struct tier_memory *ret);
+	/*
+	 * A segment that an earlier process made, of whatever size; fd is taken on success. -EBADMSG: it is none of this
+	 * tier's. NULL: the tier keeps nothing over a restart.
+	 */
+	int (*adopt)(const struct tier_ops *t, const struct tier_request *q, int fd,
+		struct tier_memory *ret);
 	/* Makes sure that the bytes are there: writing to them cannot fail afterwards. Contents stay. */
 	int (*back)(const struct tier_ops *t, const struct tier_memory *m, uint64_t offset,
 		uint64_t bytes);

@@ -25,6 +25,14 @@ static int fault_open(
 	return fails(t) ? fault(t)->error : below->open(below, q, ret);
 }
 
+static int fault_adopt(
+	const struct tier_ops *t, const struct tier_request *q, int fd, struct tier_memory *ret)
+{
+	const struct tier_ops *below = fault(t)->below;
+
+	return fails(t) ? fault(t)->error : below->adopt(below, q, fd, ret);
+}
+
 static int fault_back(
 	const struct tier_ops *t, const struct tier_memory *m, uint64_t offset, uint64_t bytes)
 {
@@ -70,6 +78,7 @@ void tier_fault_init(struct tier_fault *f, const struct tier_ops *below, int err
 				.name = "fault",
 				.tier = below->tier,
 				.open = fault_open,
+				.adopt = below->adopt ? fault_adopt : NULL,
 				.back = fault_back,
 				.punch = fault_punch,
 				.count = below->count ? fault_count : NULL,

@@ -15,9 +15,11 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <limits.h>
+#include <linux/magic.h>
 #include <numaif.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "daemon/mem/memfd.h"
@@ -60,11 +62,28 @@ static int bind_to(void *addr, uint64_t bytes, int node)
 	return mbind(addr, bytes, MPOL_BIND, mask, NODES_MAX + 1, 0) < 0 ? -errno : 0;
 }
 
+static int map_segment(const struct tier_request *q, int fd, struct tier_memory *m)
+{
+	void *addr = mmap(NULL, m->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	int r;
+
+	if (addr == MAP_FAILED)
+		return -errno;
+	m->addr = addr;
+	if (q->numa_node >= 0) {
+		r = bind_to(addr, m->bytes, q->numa_node);
+		if (r < 0)
+			return r;
+	}
+	if (q->huge_pages && !m->set_aside)
+		madvise(addr, m->bytes, MADV_HUGEPAGE); /* a wish: a kernel without them says no */
+	return 0;
+}
+
 static int open_one(const struct tier_ops *t, const struct tier_request *q, bool hugetlb,
 	struct tier_memory *ret)
 {
 	struct tier_memory m = {.bytes = q->bytes, .fd = -1, .client_fd = -1, .set_aside = hugetlb};
-	void *addr;
 	int r;
 
 	r = memfd_new(
@@ -72,26 +91,14 @@ static int open_one(const struct tier_ops *t, const struct tier_request *q, bool
 	if (r < 0)
 		return r;
 	r = memfd_read_only(m.fd, &m.client_fd);
-	if (r < 0)
-		goto fail;
-	addr = mmap(NULL, q->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, m.fd, 0);
-	if (addr == MAP_FAILED) {
-		r = -errno;
-		goto fail;
+	if (r == 0)
+		r = map_segment(q, m.fd, &m);
+	if (r < 0) {
+		host_close(t, &m);
+		return r;
 	}
-	m.addr = addr;
-	if (q->numa_node >= 0) {
-		r = bind_to(addr, q->bytes, q->numa_node);
-		if (r < 0)
-			goto fail;
-	}
-	if (q->huge_pages && !hugetlb)
-		madvise(addr, q->bytes, MADV_HUGEPAGE); /* a wish: a kernel without them says no */
 	*ret = m;
 	return 0;
-fail:
-	host_close(t, &m);
-	return r;
 }
 
 static int host_open(
@@ -100,6 +107,46 @@ static int host_open(
 	if (q->huge_pages && open_one(t, q, true, ret) == 0)
 		return 0;
 	return open_one(t, q, false, ret);
+}
+
+/* A memfd that cannot change its size, open for writing. */
+static int check_adopted(int fd, const struct stat *st)
+{
+	const int seals = F_SEAL_SHRINK | F_SEAL_GROW;
+	const uint64_t bytes = (uint64_t)st->st_size;
+	int flags = fcntl(fd, F_GETFL), has = fcntl(fd, F_GET_SEALS);
+
+	if (flags < 0 || (flags & O_ACCMODE) != O_RDWR || has < 0 || (has & seals) != seals ||
+		!S_ISREG(st->st_mode) || bytes < KVG_PAGE_MIN || (bytes & (bytes - 1)))
+		return -EBADMSG;
+	return 0;
+}
+
+static int host_adopt(
+	const struct tier_ops *t, const struct tier_request *q, int fd, struct tier_memory *ret)
+{
+	struct tier_memory m = {.fd = -1, .client_fd = -1};
+	struct statfs fs;
+	struct stat st;
+	int r;
+
+	if (fstat(fd, &st) < 0 || fstatfs(fd, &fs) < 0)
+		return -errno;
+	r = check_adopted(fd, &st);
+	if (r < 0)
+		return r;
+	m.bytes = (uint64_t)st.st_size;
+	m.set_aside = fs.f_type == HUGETLBFS_MAGIC;
+	r = memfd_read_only(fd, &m.client_fd);
+	if (r == 0)
+		r = map_segment(q, fd, &m);
+	if (r < 0) {
+		host_close(t, &m);
+		return r;
+	}
+	m.fd = fd;
+	*ret = m;
+	return 0;
 }
 
 static int host_back(
@@ -139,6 +186,7 @@ const struct tier_ops tier_host = {
 	.name = "host",
 	.tier = KVG_TIER_HOST,
 	.open = host_open,
+	.adopt = host_adopt,
 	.back = host_back,
 	.punch = host_punch,
 	.count = host_count,

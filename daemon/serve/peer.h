@@ -6,6 +6,7 @@
 #ifndef KVGATE_DAEMON_SERVE_PEER_H
 #define KVGATE_DAEMON_SERVE_PEER_H
 
+#include <stdint.h>
 #include <sys/types.h>
 
 #define PEER_GROUPS_MAX 65536 /* of a process: the kernel's own limit, NGROUPS_MAX */
@@ -21,5 +22,7 @@ struct peer {
 /* As of connect(). -ESRCH: gone already. peer_fini() it in any case. */
 int peer_init(struct peer *p, int sock);
 void peer_fini(struct peer *p);
+/* When the process was started, in ticks since boot: tells it from a later one of the same pid. -ENOENT: not to be seen. */
+int peer_start(pid_t pid, uint64_t *ret);
 
 #endif

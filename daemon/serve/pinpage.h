@@ -21,6 +21,12 @@ struct pinpage {
 void pinpage_init(struct pinpage *p);
 /* Makes it, with room for n_pins >= 1 pins, and shows it to the cache. */
 int pinpage_attach(struct pinpage *p, struct cache_tenant *t, uint32_t n_pins);
+/* One that an earlier daemon made; fd is taken on success. -EBADMSG: it is none. Nobody is shown it yet. */
+int pinpage_adopt(struct pinpage *p, int fd, uint32_t n_pins, uint32_t n_touch);
+void pinpage_show(struct pinpage *p, struct cache_tenant *t);
+/* To an empty one; it is to be shown again. */
+void pinpage_move(struct pinpage *to, struct pinpage *from);
+bool pinpage_pins(const struct pinpage *p, struct kvg_handle h);
 void pinpage_fini(struct pinpage *p);        /* every pin in it is gone */
 bool pinpage_holds(const struct pinpage *p); /* any pin, as far as the client's word goes */
 

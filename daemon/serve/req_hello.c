@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "daemon/base/log.h"
+#include "daemon/serve/away.h"
 #include "daemon/serve/request.h"
 
 /* Bits of optional behaviour that this daemon knows; none exist in version 1. */
@@ -18,6 +19,7 @@ struct hello_args {
 	uint64_t features;
 	bool control;
 	uint32_t pins;
+	uint64_t resume;
 };
 
 int prep_hello(struct request *r, const Kvgate__V1__Request *q)
@@ -39,6 +41,10 @@ int prep_hello(struct request *r, const Kvgate__V1__Request *q)
 	a->features = m->features & FEATURES;
 	a->control = m->control;
 	a->pins = m->pins;
+	a->resume = m->resume;
+	if (a->resume && a->control)
+		return request_refuse(
+			r, KVG_CODE_BAD_ARGUMENT, "a control session has nothing to resume");
 	return KVG_CODE_OK;
 }
 
@@ -99,6 +105,21 @@ static int attach(struct request *r, uint32_t wanted, uint32_t *ret_pins)
 	error = pinpage_attach(&s->pinpage, r->tenant->cache, *ret_pins);
 	if (error < 0)
 		return request_errno(r, error);
+	away_keep(s);
+	return KVG_CODE_OK;
+}
+
+static int open_session(struct request *r, const struct hello_args *a, uint32_t *ret_pins)
+{
+	struct session *s = r->session;
+	int code = a->resume ? away_resume(r, a->resume) : admit(r);
+
+	if (!code && a->resume)
+		*ret_pins = s->pinpage.page.n_pins;
+	else if (!code && !a->control)
+		code = attach(r, a->pins, ret_pins);
+	if (code || a->control)
+		return code;
 	r->fds[r->n_fds++] = cache_tenant_index_fd(r->tenant->cache);
 	r->fds[r->n_fds++] = s->pinpage.fd;
 	return KVG_CODE_OK;
@@ -110,11 +131,10 @@ int run_hello(struct request *r)
 	struct session *s = r->session;
 	struct tenant *t;
 	Kvgate__V1__HelloReply *m = request_new(r, 1, Kvgate__V1__HelloReply);
-	int code = admit(r);
+	int code;
 
 	kvgate__v1__hello_reply__init(m);
-	if (!code && !a->control)
-		code = attach(r, a->pins, &m->pins);
+	code = open_session(r, a, &m->pins);
 	if (code)
 		return code;
 	t = r->tenant;

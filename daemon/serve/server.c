@@ -100,8 +100,8 @@ int server_listen(struct server *s, char *ret_why, size_t why_size)
 {
 	const struct options *o = s->parts.options;
 
-	return listener_new(s->parts.loop, s->parts.park, o->socket, (mode_t)o->socket_mode, on_connection, s,
-		&s->listener, ret_why, why_size);
+	return listener_new(s->parts.loop, s->parts.park, o->socket, (mode_t)o->socket_mode,
+		on_connection, s, &s->listener, ret_why, why_size);
 }
 
 void server_reload(struct server *s, const struct options *o)

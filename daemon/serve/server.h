@@ -27,6 +27,11 @@ struct server_parts { /* all borrowed; they outlive the server */
 
 int server_new(const struct server_parts *p, struct server **ret);
 struct server *server_free(struct server *s); /* ends every session */
+/*
+ * Takes over what the last daemon parked: the cache's tenants, and pins of clients who may come back. Once, before
+ * server_listen(). What nobody takes is dropped.
+ */
+int server_adopt(struct server *s);
 int server_listen(struct server *s, char *ret_why, size_t why_size);
 
 /* Takes over what can change at run time; `o` replaces the options given before. */

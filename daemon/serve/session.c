@@ -5,6 +5,7 @@
  *   connected --> GREETING --hello--> OPEN --+--> ENDING --> freed
  *                    +---------------------- + end of file, death of the process (pidfd), a message that cannot
  *                                              be, a socket that nobody reads
+ *   of the last daemon --> AWAY --resumed by another session, or its process is gone--> freed          (away.c)
  *
  * A session can come to its end anywhere, also while an event is delivered to it or one of its commits is answered.
  * So session_end() only silences it, and posts the rest to the loop: then nobody is in the middle of anything.
@@ -23,6 +24,7 @@
 #include <unistd.h>
 
 #include "daemon/base/log.h"
+#include "daemon/serve/away.h"
 #include "daemon/serve/request.h"
 
 struct counter_scope *session_scope(const struct session *s)
@@ -135,6 +137,7 @@ void session_free(struct session *s)
 	stages_fini(&s->stages);
 	drop_layouts(s);
 	pinpage_fini(&s->pinpage);
+	away_forget(s);
 	charge_fini(&s->page_pins);
 	outbox_fini(&s->outbox);
 	charge_fini(&s->presence);
@@ -142,7 +145,8 @@ void session_free(struct session *s)
 	if (s->tenant)
 		s->tenant->users--;
 	peer_fini(&s->peer);
-	shut(s->sock);
+	if (s->sock >= 0)
+		shut(s->sock);
 	if (s->server->watched == s)
 		s->server->watched = s->next;
 	*s->link = s->next;
@@ -372,26 +376,58 @@ static int begin_greeting(struct session *s)
 	return 0;
 }
 
-int session_new(struct server *server, int sock, struct session **ret)
+static struct session *make(struct server *server, int sock)
 {
 	struct session *s = calloc(1, sizeof(*s));
-	int r;
 
-	if (!s) {
-		close(sock);
-		return -ENOMEM;
-	}
+	if (!s)
+		return NULL;
 	*s = (struct session){.server = server, .sock = sock, .peer.pidfd = -1};
 	outbox_init(&s->outbox, sock);
 	pinpage_init(&s->pinpage);
 	stages_init(&s->stages, server->sweeper);
-	s->id = ++server->last_session;
 	s->next = server->sessions;
 	s->link = &server->sessions;
 	if (s->next)
 		s->next->link = &s->next;
 	server->sessions = s;
 	server->n_sessions++;
+	return s;
+}
+
+int session_new_away(struct server *server, struct tenant *t, uint64_t id, const struct peer *peer,
+	struct session **ret)
+{
+	struct session *s = make(server, -1);
+	int r;
+
+	if (!s)
+		return -ENOMEM;
+	s->state = SESSION_AWAY;
+	s->id = id;
+	s->tenant = t;
+	t->users++;
+	s->peer = *peer;
+	r = loop_add_fd(server->parts.loop, s->peer.pidfd, EPOLLIN, on_pidfd, s, &s->on_death);
+	if (r < 0) {
+		s->peer.pidfd = -1; /* the caller's still */
+		session_free(s);
+		return r;
+	}
+	*ret = s;
+	return 0;
+}
+
+int session_new(struct server *server, int sock, struct session **ret)
+{
+	struct session *s = make(server, sock);
+	int r;
+
+	if (!s) {
+		close(sock);
+		return -ENOMEM;
+	}
+	s->id = ++server->last_session;
 	r = peer_init(&s->peer, sock);
 	if (r == 0)
 		r = begin_greeting(s);

@@ -7,6 +7,7 @@
 #define KVGATE_DAEMON_SERVE_SESSION_H
 
 #include "daemon/base/loop.h"
+#include "daemon/cache/parked.h"
 #include "daemon/serve/held.h"
 #include "daemon/serve/outbox.h"
 #include "daemon/serve/peer.h"
@@ -23,6 +24,7 @@ struct request_buffers;
 enum session_state {
 	SESSION_GREETING, /* connected, hello to come */
 	SESSION_OPEN,
+	SESSION_AWAY,   /* of the last daemon: it has no socket, and its client may come back */
 	SESSION_ENDING, /* the peer is gone or cut off; freed at the end of the round */
 };
 
@@ -35,7 +37,7 @@ struct session {
 	bool admin, control;
 	char client[64]; /* what it calls itself; for the log */
 
-	int sock;
+	int sock; /* -1: away */
 	struct peer peer;
 	struct loop_source *on_sock, *on_death;
 	bool waiting; /* for the socket to be writable */
@@ -46,6 +48,7 @@ struct session {
 	struct charge presence;
 	struct pinpage pinpage;
 	struct charge page_pins; /* beyond its share */
+	struct parked parked; /* the page's name in the keeper's hands; kind 0: it is not there */
 	struct held held;
 	struct charge held_charge;
 	struct stages stages;
@@ -89,6 +92,9 @@ struct server {
 
 /* Takes sock; on failure it is closed. */
 int session_new(struct server *s, int sock, struct session **ret);
+/* One that an earlier daemon had under this number. Takes the peer's pidfd on success. */
+int session_new_away(struct server *s, struct tenant *t, uint64_t id, const struct peer *peer,
+	struct session **ret);
 void session_free(struct session *s);
 /* Now and then: does the client keep to its stages? */
 void session_watch(struct session *s);

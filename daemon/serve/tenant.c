@@ -18,12 +18,12 @@ static void set_policy(struct tenant *t, const char *model, const struct cache_p
 {
 	char why[200];
 
-	if (cache_policy_set(t->cache, model, p, why, sizeof(why)))
+	if (cache_policy_configure(t->cache, model, p, why, sizeof(why)))
 		log_warning("policy not taken over", "tenant=%s model=\"%s\" why=\"%s\"", t->name,
 			model, why);
 }
 
-/* What was set at run time stays until the configuration says something new; `was` is NULL at first. */
+/* What was set at run time stays until the configuration says something new; `was`: the last one, NULL at first. */
 static void apply_policy(struct tenant *t, const struct options *o, const struct options *was)
 {
 	const struct cache_policy all = {
@@ -31,9 +31,7 @@ static void apply_policy(struct tenant *t, const struct options *o, const struct
 		.low_watermark = (float)o->low_watermark,
 	};
 
-	if (!was || was->high_watermark != o->high_watermark ||
-		was->low_watermark != o->low_watermark)
-		set_policy(t, "", &all);
+	set_policy(t, "", &all);
 	for (size_t i = 0; was && i < was->n_models; i++) {
 		const struct options_model *now = options_model_find(o, was->models[i].name);
 
@@ -42,10 +40,9 @@ static void apply_policy(struct tenant *t, const struct options *o, const struct
 	}
 	for (size_t i = 0; i < o->n_models; i++) {
 		const struct options_model *m = &o->models[i];
-		const struct options_model *old = was ? options_model_find(was, m->name) : NULL;
 		const struct cache_policy one = {.floor = (float)m->floor};
 
-		if (m->floor > 0 && (!old || old->floor != m->floor))
+		if (m->floor > 0)
 			set_policy(t, m->name, &one);
 	}
 }
@@ -118,6 +115,30 @@ static bool forget_one(struct tenants *ts, struct counters *counters)
 	return true;
 }
 
+static int add(struct tenants *ts, struct cache *c, struct counters *counters,
+	const struct options *o, const char *name, struct tenant **ret)
+{
+	struct tenant *t = calloc(1, sizeof(*t));
+	int r;
+
+	if (!t)
+		return -ENOMEM;
+	snprintf(t->name, sizeof(t->name), "%s", name);
+	r = counters_scope(counters, t->name, "", &t->scope);
+	account_init(&t->account, t->name, t->scope);
+	if (r == 0)
+		r = apply(t, c, o, NULL);
+	if (r < 0) {
+		free(t);
+		return r;
+	}
+	t->next = ts->first;
+	ts->first = t;
+	ts->n++;
+	*ret = t;
+	return 0;
+}
+
 int tenants_get(struct tenants *ts, struct cache *c, struct counters *counters,
 	const struct options *o, const struct peer *p, bool always, struct tenant **ret,
 	char *ret_why, size_t why_size)
@@ -143,25 +164,22 @@ int tenants_get(struct tenants *ts, struct cache *c, struct counters *counters,
 			(long long)ts->n);
 		return -EDQUOT;
 	}
-	t = calloc(1, sizeof(*t));
-	r = t ? 0 : -ENOMEM;
-	if (t) {
-		memcpy(t->name, name, sizeof(name));
-		r = counters_scope(counters, t->name, "", &t->scope);
-		account_init(&t->account, t->name, t->scope);
-	}
-	if (r == 0)
-		r = apply(t, c, o, NULL);
-	if (r < 0) {
+	r = add(ts, c, counters, o, name, ret);
+	if (r < 0)
 		snprintf(ret_why, why_size, "tenant %s: %s", name, strerror(-r));
-		free(t);
-		return r;
-	}
-	t->next = ts->first;
-	ts->first = t;
-	ts->n++;
-	*ret = t;
-	return 0;
+	return r;
+}
+
+int tenants_adopt(
+	struct tenants *ts, struct cache *c, struct counters *counters, const struct options *o)
+{
+	struct cache_tenant *one = NULL;
+	struct tenant *t;
+	int r = 0;
+
+	while (r == 0 && (one = cache_tenant_next(c, one)))
+		r = add(ts, c, counters, o, cache_tenant_name(one), &t);
+	return r;
 }
 
 void tenants_reload(

@@ -34,6 +34,9 @@ struct tenants {
 int tenants_get(struct tenants *ts, struct cache *c, struct counters *counters,
 	const struct options *o, const struct peer *p, bool always, struct tenant **ret,
 	char *ret_why, size_t why_size);
+/* Of every tenant that the cache has already. */
+int tenants_adopt(
+	struct tenants *ts, struct cache *c, struct counters *counters, const struct options *o);
 struct tenant *tenants_find(const struct tenants *ts, const char *name);
 /* Other limits from now on. What is used above them stays, and so does what was set at run time and is the same in both. */
 void tenants_reload(
