@@ -13,7 +13,7 @@ import traceback
 
 from machine import SOCKET, UNIT, Failed, check, client, equal, fresh, is_active, journal, logged, main_pid, replaced, run, \
     show, systemctl, until, write
-from confined import case_confined, case_probe, case_units
+from confined import case_confined, case_probe, case_store, case_units
 
 KEEPS = False
 DEB = "/kvgate-test/kvgate.deb"  # then nothing is installed but by case_package
@@ -69,9 +69,7 @@ def case_broken():
     """Who starts a daemon that cannot run is told soon, and does not wait for it until his time is up; mended, it serves."""
     write("/etc/kvgated/kvgated.conf", "[memory]\nhost_bytes = much\n")
     with client() as c:
-        start = time.monotonic()
-        c.expect("open", "ECONNRESET")
-        check(time.monotonic() - start < 5, "the client has waited")
+        c.expect("open", "ECONNRESET")  # ETIMEDOUT would be his time
         equal(show("Result", "kvgated.socket"), "service-start-limit-hit", "the socket")
         c.expect("open", "ENOENT")
         fresh()

@@ -4,10 +4,13 @@ import glob
 import json
 import os
 import re
+import signal
 
 from machine import SOCKET, UNIT, check, client, equal, main_pid, run, show, systemctl, until, write
 
 EXPOSURE_MAX = 2.0
+STORE = "kvgated@store.service"
+STORED = 500
 
 
 def case_units():
@@ -90,3 +93,30 @@ def case_probe():
         check(len(seen) == f.read().count("@probe("), "the probe did not try everything")
     wrong = {name: result for name, result in seen.items() if result["seen"] not in result["wanted"]}
     equal(wrong, {}, "probe")
+
+
+def stored(pid):
+    """What the program of case_store has found when it was started after `pid`."""
+    path = "/var/lib/kvgated/store/result"
+
+    def read_result():
+        with open(path, encoding="utf-8") as f:
+            return json.load(f)
+    until(lambda: os.path.exists(path) and read_result()["pid"] != pid and show("ActiveState", STORE) == "active", "the next one")
+    return read_result()
+
+
+def case_store():
+    """The unit keeps file descriptors with what they hold, as many as it says, through kill -9 and a restart."""
+    # fewer than the unit's own: systemd compares each with all that it has, which for those would take minutes
+    write(f"/etc/systemd/system/{STORE}.d/store.conf", f"[Service]\nFileDescriptorStoreMax={STORED}\nExecStart=\n"
+          f"ExecStart=/usr/bin/python3 -B /usr/lib/kvgate-store.py {STORED + 10}\n")
+    systemctl("daemon-reload")
+    systemctl("start", STORE)
+    seen = stored(0)
+    equal((seen["back"], seen["sockets"]), (0, 1), "the first start")
+    for kill in (lambda: os.kill(main_pid(STORE), signal.SIGKILL), lambda: systemctl("restart", STORE)):
+        kill()
+        seen = stored(seen["pid"])
+        equal((seen["back"], seen["right"], seen["sockets"]), (STORED, STORED, 1), "what came back")
+    systemctl("stop", STORE)
