@@ -142,6 +142,8 @@ static int add_segments(struct cache *c, uint32_t number, struct pool_adoption *
 		}
 		if (r < 0)
 			refuse(c, name, fd, r);
+		if (r == -EEXIST) /* both went by that name */
+			park_put(c->o.park, name, pool_adoption_fd(a, (uint32_t)p.n[PARKED_ID]));
 	}
 	return 0;
 }
@@ -154,6 +156,7 @@ static int read_catalog(struct cache_tenant *t, struct catalog *catalog)
 	if (r < 0 && r != -EBADMSG)
 		return r;
 	t->catalog = catalog;
+	tenant_floors_changed(t); /* layouts may have come before what is set for them */
 	if (r == 0 && !reader.bad)
 		return 0;
 	log_warning("a part of what was set for a tenant is lost: its catalog is damaged",
@@ -223,6 +226,14 @@ static int adopt_tenant(struct cache *c, uint32_t number, struct catalog *catalo
 
 /* ---- all of them ---- */
 
+/* Two catalogs went by one name, and one of them is in use. */
+static void put_again(struct cache *c, const char *name, uint32_t number)
+{
+	for (const struct cache_tenant *t = c->tenants; t; t = t->next)
+		if (t->number == number && t->catalog)
+			park_put(c->o.park, name, catalog_fd(t->catalog));
+}
+
 int cache_adopt(struct cache *c, const struct cache_pinned *pinned)
 {
 	struct parked p;
@@ -258,6 +269,7 @@ int cache_adopt(struct cache *c, const struct cache_pinned *pinned)
 				"name=%s why=\"%s\"", name, why);
 			park_drop(c->o.park, name);
 			catalog_free(catalog);
+			put_again(c, name, (uint32_t)p.n[PARKED_TENANT]);
 		}
 	}
 	return 0;

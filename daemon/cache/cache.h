@@ -51,7 +51,7 @@ void cache_retire_gates(struct cache *c);
 
 /*
  * Takes over what the last daemon parked: tenants with layouts, blocks and what was set for them. Once, before anybody is
- * served, when the gates are there. `pinned`: does a pin page that is kept hold this handle? -ENOMEM and other trouble of
+ * served, when the gates are there. `pinned`: does a pin page that is kept hold this handle? NULL: none does. -ENOMEM and other trouble of
  * the daemon's own; what cannot be taken over is logged, counted and dropped.
  */
 struct cache_pinned {

@@ -128,6 +128,13 @@ void pool_adoption_find(const struct pool_adoption *a, struct extent *e)
 	e->addr = (uint8_t *)s->memory.addr + ((uint64_t)e->page << e->page_shift);
 }
 
+int pool_adoption_fd(const struct pool_adoption *a, uint32_t id)
+{
+	const struct adopted *at = find(a, id);
+
+	return at ? at->segment->memory.fd : -1;
+}
+
 int pool_adoption_mark(struct pool_adoption *a, struct extent *e)
 {
 	const struct adopted *at = find(a, e->segment);

@@ -19,6 +19,8 @@ struct pool_adoption *pool_adoption_free(struct pool_adoption *a);
 
 /* fd is taken on success. -EEXIST: the id is there. -EBADMSG: no segment of this tier. */
 int pool_adoption_add(struct pool_adoption *a, uint32_t id, unsigned page_shift, int fd);
+/* Of a segment that was added; borrowed. -1: it was not. */
+int pool_adoption_fd(const struct pool_adoption *a, uint32_t id);
 /* Somebody claims it: segment, page and pages are given, the rest is filled in. -EBADMSG: it lies nowhere. */
 int pool_adoption_mark(struct pool_adoption *a, struct extent *e);
 /* Of an extent that was marked: where it is. */

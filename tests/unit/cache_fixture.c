@@ -28,11 +28,12 @@ void fixture_options(struct fixture *f)
 
 void fixture_start(struct fixture *f)
 {
-	assert(loop_new(&f->loop) == 0);
+	assert(f->loop || loop_new(&f->loop) == 0);
 	assert(counters_new(&f->counters) == 0);
 	f->o.loop = f->loop;
 	f->o.counters = f->counters;
 	assert(cache_new(&f->o, &f->cache) == 0);
+	assert(cache_adopt(f->cache, &f->pinned) == 0);
 	assert(staging_new(64 << 20, &f->staging) == 0);
 	f->staging_map = mmap(NULL, staging_bytes(f->staging), PROT_READ | PROT_WRITE, MAP_SHARED,
 		staging_fd(f->staging), 0);

@@ -16,7 +16,8 @@
 
 struct fixture {
 	struct cache_options o;
-	struct loop *loop;
+	struct cache_pinned pinned; /* for what o.park was passed */
+	struct loop *loop;          /* may be set before, if o.park needs one */
 	struct counters *counters;
 	struct cache *cache;
 	struct cache_tenant *tenant;
