@@ -231,7 +231,7 @@ uint8_t *fake_plane(struct fake *f, uint32_t slot, uint32_t plane)
 
 void fake_send(struct fake *f, const Kvgate__V1__Reply *reply, const int *fds, unsigned n_fds)
 {
-	static uint8_t buf[KVG_MESSAGE_MAX];
+	uint8_t buf[KVG_MESSAGE_MAX]; /* tests send from their own thread, too */
 	size_t n = kvgate__v1__reply__pack(reply, buf);
 
 	wire_send(f->conn, buf, n, fds, n_fds); /* the client may be gone: that is its business */
