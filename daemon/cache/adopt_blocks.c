@@ -115,7 +115,8 @@ static void on_claim(void *userdata, const struct index_claim *c)
 		return;
 	}
 	if ((there & (uint8_t)~c->shown) &&
-		!(a->pinned->pinned && a->pinned->pinned(a->pinned->userdata, a->tenant->number, h)))
+		!(a->pinned->pinned &&
+			a->pinned->pinned(a->pinned->userdata, a->tenant->number, h)))
 		there = c->shown;
 	there = unbroken(&c->entry, in_host(&c->entry, there));
 	if (!(there & 1)) {

@@ -247,6 +247,7 @@ int server_adopt(struct server *s)
 {
 	struct all_found all = {.n = 0};
 	const struct cache_pinned pinned = {.pinned = is_pinned, .userdata = &all};
+	const uint64_t began = loop_now_ns();
 	int r;
 
 	if (!s->parts.park)
@@ -263,9 +264,14 @@ int server_adopt(struct server *s)
 		return r;
 	}
 	r = make_sessions(s, &all);
-	if (r == 0)
-		park_drop_rest(s->parts.park);
-	return r;
+	if (r < 0)
+		return r;
+	park_drop_rest(s->parts.park);
+	if (s->tenants.n)
+		log_info("the last daemon's work is taken over",
+			"tenants=%lld clients_away=%lld ms=%.1f", (long long)s->tenants.n,
+			(long long)s->n_sessions, (double)(loop_now_ns() - began) / 1e6);
+	return 0;
 }
 
 /* ---- the client comes back ---- */
