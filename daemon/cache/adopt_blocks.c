@@ -28,6 +28,7 @@ struct candidate {
 	uint32_t child, sibling; /* slots; KVG_SLOT_NONE */
 	uint8_t there, shown;    /* planes that are kept, and those of them that readers will see */
 	bool claimed;
+	float mass[KVG_PLANES_MAX];
 };
 
 struct adoption {
@@ -138,24 +139,30 @@ static void on_claim(void *userdata, const struct index_claim *c)
 
 /* ---- 2 prove ---- */
 
-static bool plane_proven(const struct cache_layout *l, const struct kvg_shm_entry *e, uint32_t p,
-	const struct extent *x, struct plane_view *ret)
+/* The header alone is read; what else a view points to does not exist here. */
+static bool plane_proven(struct adoption *a, const struct kvg_shm_entry *e, uint32_t p,
+	const struct extent *x, float *ret_mass)
 {
-	const struct kvg_plane_header *h = x->addr;
+	const struct cache_layout *l = cache_layout_get(a->tenant, e->layout);
 	const struct kvg_shm_plane_ref *r = &e->plane[p];
+	struct kvg_plane_header h;
+	struct plane_view v;
 
-	return plane_open(x->addr, extent_bytes(x), ret) == 0 && ret->plane == p &&
-		ret->bytes == r->bytes && ret->pairs == r->pairs && ret->tokens == e->tokens &&
-		h->n_planes == e->n_planes && !memcmp(&h->key, &e->key, sizeof(h->key)) &&
-		!memcmp(h->fingerprint, l->fingerprint, sizeof(h->fingerprint));
+	if (pool_adoption_peek(a->pool, x, &h, sizeof(h)) < 0 ||
+		plane_open(&h, extent_bytes(x), &v) < 0)
+		return false;
+	*ret_mass = v.mass >= 0 && v.mass <= 1 ? v.mass : 0;
+	return v.plane == p && v.bytes == r->bytes && v.pairs == r->pairs &&
+		v.tokens == e->tokens && h.n_planes == e->n_planes &&
+		!memcmp(&h.key, &e->key, sizeof(h.key)) &&
+		!memcmp(h.fingerprint, l->fingerprint, sizeof(h.fingerprint));
 }
 
-/* Extents were found possible before. What is there and its mass; false: not all of it is this block's. */
-static bool prove(struct adoption *a, uint32_t slot, struct block_found *ret)
+/* Its extents were found possible before. */
+static void describe(const struct adoption *a, uint32_t slot, struct block_found *ret)
 {
 	const struct candidate *c = &a->candidate[slot];
 	const struct kvg_shm_entry *e = index_entry(a->tenant->index, slot);
-	const struct cache_layout *l = cache_layout_get(a->tenant, e->layout);
 
 	*ret = (struct block_found){
 		.handle = {.slot = slot, .gen = index_generation(a->tenant->index, slot)},
@@ -163,29 +170,36 @@ static bool prove(struct adoption *a, uint32_t slot, struct block_found *ret)
 		.there = c->there,
 		.shown = c->shown,
 	};
+	memcpy(ret->mass, c->mass, sizeof(ret->mass));
 	for (uint32_t p = 0; p < e->n_planes; p++) {
 		const struct kvg_shm_plane_ref *r = &e->plane[p];
-		struct extent *x = &ret->extent[p];
-		struct plane_view v;
 
 		if (!(c->there >> p & 1))
 			continue;
-		*x = (struct extent){
+		ret->extent[p] = (struct extent){
 			.segment = r->segment,
 			.page = r->page,
 			.pages = pages_of(r),
 			.page_shift = r->page_shift,
 		};
-		pool_adoption_find(a->pool, x);
-		if (pool_adoption_clashes(a->pool, x)) {
+		pool_adoption_find(a->pool, &ret->extent[p]);
+	}
+}
+
+/* False: not all of it is this block's. */
+static bool prove(struct adoption *a, struct candidate *c, const struct block_found *f)
+{
+	for (uint32_t p = 0; p < f->entry->n_planes; p++) {
+		if (!(f->there >> p & 1))
+			continue;
+		if (pool_adoption_clashes(a->pool, &f->extent[p])) {
 			a->lost.clashing++;
 			return false;
 		}
-		if (!plane_proven(l, e, p, x, &v)) {
+		if (!plane_proven(a, f->entry, p, &f->extent[p], &c->mass[p])) {
 			a->lost.forged++;
 			return false;
 		}
-		ret->mass[p] = v.mass >= 0 && v.mass <= 1 ? v.mass : 0;
 	}
 	return true;
 }
@@ -211,7 +225,10 @@ static void prove_all(struct adoption *a)
 	for (uint32_t slot = 0; slot < a->n; slot++) {
 		struct candidate *c = &a->candidate[slot];
 
-		c->claimed = c->claimed && prove(a, slot, &f);
+		if (!c->claimed)
+			continue;
+		describe(a, slot, &f);
+		c->claimed = prove(a, c, &f);
 		if (c->claimed && c->shown != c->there)
 			show_again(c, &f);
 	}
@@ -292,15 +309,15 @@ static int enter(struct adoption *a, uint32_t slot)
 	struct cache_tenant *t = a->tenant;
 	struct block *parent, *b;
 	struct block_found f;
-	bool whole, twice;
+	bool twice;
 	int r = 0;
 
-	whole = prove(a, slot, &f);
+	describe(a, slot, &f);
 	parent = f.entry->parent == KVG_SLOT_NONE ? NULL : t->by_slot[f.entry->parent];
 	put_right(t, &f);
 	twice = f.shown && index_find(t->index, f.entry->layout, &f.entry->key) != slot;
 	a->lost.doubles += twice;
-	if (whole && !twice && (parent || f.entry->parent == KVG_SLOT_NONE)) {
+	if (!twice && (parent || f.entry->parent == KVG_SLOT_NONE)) {
 		r = block_adopt(t, cache_layout_get(t, f.entry->layout), &f, parent, &b);
 		for (uint32_t p = 0; r == 0 && p < f.entry->n_planes; p++)
 			if (f.there >> p & 1)

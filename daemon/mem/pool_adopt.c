@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "daemon/mem/bitmap.h"
 #include "daemon/mem/pool_private.h"
@@ -152,6 +153,16 @@ int pool_adoption_mark(struct pool_adoption *a, struct extent *e)
 	bitmap_set(at->marked, e->page, e->pages);
 	pool_adoption_find(a, e);
 	return 0;
+}
+
+int pool_adoption_peek(const struct pool_adoption *a, const struct extent *e, void *ret, size_t n)
+{
+	const off_t at = (off_t)((uint64_t)e->page << e->page_shift);
+	ssize_t got = pread(find(a, e->segment)->segment->memory.fd, ret, n, at);
+
+	if (got < 0)
+		return -errno;
+	return got == (ssize_t)n ? 0 : -EBADMSG;
 }
 
 bool pool_adoption_clashes(const struct pool_adoption *a, const struct extent *e)

@@ -9,6 +9,8 @@
 #ifndef KVGATE_DAEMON_MEM_POOL_ADOPT_H
 #define KVGATE_DAEMON_MEM_POOL_ADOPT_H
 
+#include <stddef.h>
+
 #include "daemon/mem/pool.h"
 
 struct pool_adoption;
@@ -25,6 +27,8 @@ int pool_adoption_fd(const struct pool_adoption *a, uint32_t id);
 int pool_adoption_mark(struct pool_adoption *a, struct extent *e);
 /* Of an extent that was marked: where it is. */
 void pool_adoption_find(const struct pool_adoption *a, struct extent *e);
+/* Its first n bytes, through the fd: a page that is only looked at need not be mapped. */
+int pool_adoption_peek(const struct pool_adoption *a, const struct extent *e, void *ret, size_t n);
 /* Somebody else claims some of it, too. */
 bool pool_adoption_clashes(const struct pool_adoption *a, const struct extent *e);
 void pool_adoption_take(struct pool_adoption *a, const struct extent *e);

@@ -543,7 +543,7 @@ static void harm_catalog(enum harm harm)
 static const char *a_segment(void)
 {
 	for (unsigned i = 0; i < n_kept; i++)
-		if (!strncmp(kept[i].name, "kvg-s-1-1-", 10))
+		if (!strncmp(kept[i].name, "kvg-s-1-", 8))
 			return kept[i].name;
 	return NULL;
 }
@@ -690,6 +690,36 @@ static void test_flipped_bits(void **state)
 	}
 }
 
+static uint32_t greatest_segment(void)
+{
+	uint32_t most = 0;
+	unsigned id;
+
+	for (unsigned i = 0; i < n_kept; i++)
+		if (sscanf(kept[i].name, "kvg-s-1-%u-", &id) == 1 && id > most)
+			most = id;
+	return most;
+}
+
+/* A client may have a segment mapped that is no more: its id never names another one. */
+static void test_segment_ids_go_on(void **state)
+{
+	unsigned n = BLOCKS;
+	uint32_t last;
+
+	(void)state;
+	live(put, &n);
+	last = greatest_segment();
+	assert_true(last > 1);
+	while (a_segment())
+		forget(a_segment());
+	live(put, &n);
+	for (unsigned i = 0, id; i < n_kept; i++)
+		if (sscanf(kept[i].name, "kvg-s-1-%u-", &id) == 1)
+			assert_true(id > last);
+	drop_all();
+}
+
 static int setup(void **state)
 {
 	(void)state;
@@ -705,6 +735,7 @@ int main(void)
 		cmocka_unit_test(test_killed_at_any_moment),
 		cmocka_unit_test(test_harm),
 		cmocka_unit_test(test_flipped_bits),
+		cmocka_unit_test(test_segment_ids_go_on),
 	};
 	return cmocka_run_group_tests(tests, setup, NULL);
 }

@@ -426,6 +426,87 @@ static void test_scan(void **state)
 	index_free(x);
 }
 
+static void count_claim(void *userdata, const struct index_claim *claim)
+{
+	assert_true(claim->there == 7 && (claim->shown == 7 || claim->shown == 0));
+	++*(unsigned *)userdata;
+}
+
+/* An index in which keys begin alike, left by somebody who was killed between two stores; half of it is kept. */
+static void test_adopt(void **state)
+{
+	enum {
+		ALIKE = 60
+	};
+	uint64_t keep[2] = {0};
+	struct index *x, *y;
+	struct index_adoption report;
+	struct kvg_handle fresh;
+	struct kvg_key key;
+	unsigned n = 0;
+	uint32_t epoch;
+
+	(void)state;
+	assert_int_equal(index_new(100, &x), 0);
+	for (uint32_t i = 0; i < ALIKE; i++) {
+		key = (struct kvg_key){.b = {[8] = (uint8_t)(i + 1)}};
+		insert(x, &key);
+		if (i % 2)
+			keep[0] |= 1ull << i;
+	}
+	index_set_planes(x, 7, 0, 0); /* hidden, and no more */
+	index_set_planes(x, 8, 0, 0);
+	index_remove(x, 8);
+	((struct kvg_shm_entry *)(uintptr_t)index_entry(x, 8))->word |= KVG_ENTRY_LIVE |
+		0x0707; /* being inserted: no way leads to it */
+	((struct kvg_shm_entry *)(uintptr_t)index_entry(x, 10))->tokens++;
+
+	assert_int_equal(index_adopt(dup(index_kept_fd(x)), &y), 0);
+	assert_int_equal(index_slots_used_end(y), ALIKE);
+	epoch = *(const uint32_t *)(index_instance(y) + 20);
+	index_adopt_scan(y, count_claim, &n, &report);
+	assert_true(report.unfinished == 1 && report.damaged == 1);
+	assert_true(report.claims == ALIKE - 2 && n == report.claims);
+	assert_int_equal(index_adopt_finish(y, keep), 0);
+	assert_int_equal(*(const uint32_t *)(index_instance(y) + 20), epoch + 1);
+	assert_int_equal(index_check(y), 0);
+	for (uint32_t i = 0; i < ALIKE; i++) {
+		key = (struct kvg_key){.b = {[8] = (uint8_t)(i + 1)}};
+		assert_int_equal(
+			index_find(y, 1, &key), i % 2 && i != 7 ? i : (uint32_t)KVG_SLOT_NONE);
+	}
+	assert_int_equal(index_slots_free(y), 100 - ALIKE / 2 - 1); /* a damaged slot rests */
+	key = (struct kvg_key){.b = {[8] = 200}};
+	fresh = insert(y, &key);
+	assert_true(fresh.slot == 0 && fresh.gen == 2); /* its generations go on */
+	index_free(y);
+	index_free(x);
+}
+
+static void test_adopt_what_is_none(void **state)
+{
+	struct index *x, *y;
+	struct kvg_shm_index *head;
+	int fd;
+
+	(void)state;
+	assert_int_equal(index_new(10, &x), 0);
+	assert_int_equal(index_adopt(index_fd(x), &y), -EBADMSG); /* cannot be written */
+	fd = memfd_create("x", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	assert_int_equal(ftruncate(fd, 1 << 20), 0);
+	assert_int_equal(index_adopt(fd, &y), -EBADMSG); /* could shrink under us */
+	assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW), 0);
+	assert_int_equal(index_adopt(fd, &y), -EBADMSG); /* zeros */
+	close(fd);
+	head = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, index_kept_fd(x), 0);
+	assert_ptr_not_equal(head, MAP_FAILED);
+	head->version++;
+	head->crc = index_crc(head);
+	assert_int_equal(index_adopt(index_kept_fd(x), &y), -EPROTONOSUPPORT);
+	munmap(head, 4096);
+	index_free(x);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -439,6 +520,8 @@ int main(void)
 		cmocka_unit_test(test_largest),
 		cmocka_unit_test(test_sweep),
 		cmocka_unit_test(test_scan),
+		cmocka_unit_test(test_adopt),
+		cmocka_unit_test(test_adopt_what_is_none),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
