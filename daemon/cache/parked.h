@@ -6,7 +6,7 @@
  *	kvg-c-TENANT					catalog; tenants are numbered
  *	kvg-i-TENANT					index
  *	kvg-s-TENANT-ID-SHIFT				segment, its pages of 1 << SHIFT bytes
- *	kvg-p-TENANT-SESSION-PINS-TOUCHES-UID-PID-START	pin page, and the process that writes it
+ *	kvg-p-TENANT-SESSION-PINS-TOUCHES-UID-PID	pin page, and the process that writes it
  *	kvg-q-TENANT-SESSION				that process's pidfd
  */
 #ifndef KVGATE_DAEMON_CACHE_PARKED_H
@@ -17,7 +17,7 @@
 
 #include "daemon/base/park.h"
 
-#define PARKED_NUMBERS 7
+#define PARKED_NUMBERS 6
 
 enum parked_kind {
 	PARKED_CATALOG = 'c',
@@ -35,7 +35,6 @@ enum { /* places of the numbers */
 	PARKED_N_TOUCH,
 	PARKED_UID,
 	PARKED_PID,
-	PARKED_START,
 };
 
 struct parked {

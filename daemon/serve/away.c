@@ -10,7 +10,7 @@
  * time. Without a pidfd nobody could tell when it ends, so such a page is not kept.
  *
  * Who resumes must be that process. A pid is nobody else's as long as its process lives, and the pidfd tells whether it
- * does; the time of its start is compared, too.
+ * does. /proc is not asked: under systemd's sandbox it shows no processes of others.
  */
 #include "daemon/serve/away.h"
 
@@ -31,9 +31,8 @@ void away_keep(struct session *s)
 	struct park *park = s->server->parts.park;
 	char name[PARK_NAME_MAX + 1];
 	struct parked page, process;
-	uint64_t start;
 
-	if (!park || !park_active(park) || s->peer.pidfd < 0 || peer_start(s->peer.pid, &start) < 0)
+	if (!park || !park_active(park) || s->peer.pidfd < 0)
 		return;
 	page = (struct parked){
 		.kind = PARKED_PINS,
@@ -45,7 +44,6 @@ void away_keep(struct session *s)
 				s->pinpage.page.n_touch,
 				s->peer.uid,
 				(uint64_t)s->peer.pid,
-				start,
 			},
 	};
 	process = (struct parked){.kind = PARKED_PROCESS, .n = {page.n[0], s->id}};
@@ -278,11 +276,8 @@ int server_adopt(struct server *s)
 
 static bool is_same_process(const struct session *away, const struct session *s)
 {
-	uint64_t start;
-
 	return s->peer.uid == away->peer.uid && s->peer.pid > 0 && s->peer.pid == away->peer.pid &&
-		is_alive(away->peer.pidfd) && peer_start(s->peer.pid, &start) == 0 &&
-		start == away->parked.n[PARKED_START];
+		is_alive(away->peer.pidfd);
 }
 
 static void take_over(struct session *s, struct session *away)

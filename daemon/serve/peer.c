@@ -7,9 +7,7 @@
 #include "daemon/serve/peer.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -91,31 +89,4 @@ void peer_fini(struct peer *p)
 	free(p->gids);
 	p->gids = NULL;
 	p->n_gids = 0;
-}
-
-/* proc(5): the 22nd field; the second one, in brackets, may hold anything. */
-int peer_start(pid_t pid, uint64_t *ret)
-{
-	unsigned long long start;
-	char path[40], line[1024];
-	const char *at;
-	FILE *f;
-
-	if (pid <= 0)
-		return -ENOENT;
-	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
-	f = fopen(path, "re");
-	if (!f)
-		return -ENOENT;
-	at = fgets(line, sizeof(line), f) ? strrchr(line, ')') : NULL;
-	fclose(f);
-	if (!at ||
-		sscanf(at + 1,
-			" %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d "
-			"%*d "
-			"%llu",
-			&start) != 1)
-		return -ENOENT;
-	*ret = start;
-	return 0;
 }

@@ -22,7 +22,5 @@ struct peer {
 /* As of connect(). -ESRCH: gone already. peer_fini() it in any case. */
 int peer_init(struct peer *p, int sock);
 void peer_fini(struct peer *p);
-/* When the process was started, in ticks since boot: tells it from a later one of the same pid. -ENOENT: not to be seen. */
-int peer_start(pid_t pid, uint64_t *ret);
 
 #endif

@@ -35,10 +35,12 @@ static const char *do_close(struct attached *a, uint64_t seed)
 
 static const char *do_open(struct attached *a, uint64_t seed)
 {
+	struct kvg_options o = KVG_OPTIONS_INIT(kvg_options);
 	int r;
 
 	do_close(a, seed);
-	r = kvg_open(NULL, &a->client);
+	o.resume_ms = 10000;
+	r = kvg_open(&o, &a->client);
 	if (r < 0)
 		return error_name(r);
 	a->layout = model_register(a->client, &model_small);

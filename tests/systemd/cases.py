@@ -15,7 +15,7 @@ from machine import SOCKET, UNIT, Failed, check, client, equal, fresh, is_active
     show, systemctl, until, write
 from confined import case_confined, case_probe, case_store, case_units
 
-KEEPS = False
+KEEPS = True
 DEB = "/kvgate-test/kvgate.deb"  # then nothing is installed but by case_package
 
 
