@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kvgated: reads its options, then daemon_run() does the rest; with --keeper, its own parent. */
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,15 +25,28 @@ static int keep(char *const *argv)
 	return keeper_run(program, argv);
 }
 
+/* Wherever it stands; the daemon is started with the others. */
+static bool take_flag(int *argc, char **argv, const char *flag)
+{
+	int n = 0;
+
+	for (int i = 0; i < *argc; i++)
+		if (i == 0 || strcmp(argv[i], flag))
+			argv[n++] = argv[i];
+	argv[n] = NULL;
+	if (n == *argc)
+		return false;
+	*argc = n;
+	return true;
+}
+
 int main(int argc, char **argv)
 {
 	struct options *o;
 	char why[600];
 
-	if (argc > 1 && !strcmp(argv[1], "--keeper")) {
-		argv[1] = argv[0];
-		return keep(argv + 1);
-	}
+	if (take_flag(&argc, argv, "--keeper"))
+		return keep(argv);
 	if (options_load(argc, argv, environ, &o, why, sizeof(why)) < 0) {
 		log_error("bad configuration", "why=\"%s\"", why);
 		return EXIT_FAILURE;

@@ -300,7 +300,7 @@ static int send_packed(struct kvg_client *c, const Kvgate__V1__Request *q, uint6
 	return r < 0 ? client_end(c, r, "sending to the daemon failed") : 0;
 }
 
-int client_send(
+static int send_once(
 	struct kvg_client *c, Kvgate__V1__Request *q, enum call_kind kind, struct call **ret)
 {
 	struct call *call;
@@ -331,6 +331,18 @@ int client_send(
 	return 0;
 }
 
+/* That the daemon is gone is often noticed only here, before anything was said: then it can be said to the next one. */
+int client_send(
+	struct kvg_client *c, Kvgate__V1__Request *q, enum call_kind kind, struct call **ret)
+{
+	const bool lived = !c->dead;
+	int r = send_once(c, q, kind, ret);
+
+	if (r < 0 && lived && c->dead && c->resume_ms > 0 && !c->resuming && client_revive(c) == 0)
+		r = send_once(c, q, kind, ret);
+	return r;
+}
+
 int reply_refused(struct kvg_client *c, const struct reply *reply)
 {
 	const Kvgate__V1__Reply *m = reply->msg;
@@ -342,7 +354,7 @@ int reply_refused(struct kvg_client *c, const struct reply *reply)
 		m->error && m->error[0] ? m->error : kvg_code_prose((int)m->code));
 }
 
-int client_call(struct kvg_client *c, Kvgate__V1__Request *q, struct reply *ret)
+static int call_once(struct kvg_client *c, Kvgate__V1__Request *q, struct reply *ret)
 {
 	uint64_t deadline = deadline_after(c->timeout_ms);
 	struct call *call;
@@ -371,6 +383,23 @@ int client_call(struct kvg_client *c, Kvgate__V1__Request *q, struct reply *ret)
 		reply_fini(&reply);
 	else
 		*ret = reply;
+	return r;
+}
+
+/*
+ * A daemon that dies takes the answer with it, and whether it did what was asked does not matter to the next one: all these
+ * requests ask for something, or say what is to be from then on. But for commits: their stages are gone, and the blocks
+ * may be there.
+ */
+int client_call(struct kvg_client *c, Kvgate__V1__Request *q, struct reply *ret)
+{
+	const bool lived = !c->dead;
+	int r = call_once(c, q, ret);
+
+	if (q->body_case == KVGATE__V1__REQUEST__BODY_COMMIT)
+		return r;
+	if (r < 0 && lived && c->dead && c->resume_ms > 0 && !c->resuming && client_revive(c) == 0)
+		r = call_once(c, q, ret);
 	return r;
 }
 

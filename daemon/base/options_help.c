@@ -94,7 +94,7 @@ void options_help(FILE *to)
 	      "Owns the KV-cache memory of this machine and shares it between inference "
 	      "processes.\n\n"
 	      "  --config FILE   configuration (default " OPTIONS_CONFIG_DEFAULT ")\n"
-	      "  --keeper        first of all: a parent that keeps the memory while the daemon "
+	      "  --keeper        a parent that keeps the memory while the daemon "
 	      "dies and starts again\n"
 	      "  --help, --version\n\n"
 	      "A parameter is `name = value` under [section] in the file, KVGATED_NAME in the "
