@@ -93,6 +93,13 @@ static int connect_anew(struct kvg_client *c)
 	return r;
 }
 
+static bool hung_up(const struct kvg_client *c)
+{
+	struct pollfd p = {.fd = c->sock};
+
+	return poll(&p, 1, 0) > 0 && (p.revents & (POLLHUP | POLLERR));
+}
+
 int kvg_resume(struct kvg_client *c)
 {
 	int r;
@@ -100,7 +107,7 @@ int kvg_resume(struct kvg_client *c)
 	if (!c->index.head)
 		return client_fail(c, -EOPNOTSUPP, 0,
 			"a control session holds nothing: close it and open another");
-	if (!c->dead && !c->lookup_error &&
+	if (!c->dead && !c->lookup_error && !hung_up(c) &&
 		atomic_load_explicit(&c->index.head->epoch, memory_order_relaxed) == c->epoch)
 		return 0;
 	if (c->dead == -ESTALE)
