@@ -10,7 +10,7 @@
  * time. Without a pidfd nobody could tell when it ends, so such a page is not kept.
  *
  * Who resumes must be that process. A pid is nobody else's as long as its process lives, and the pidfd tells whether it
- * does; the time of its start is compared, too.
+ * does; the time of its start is compared, too, where the daemon may see it.
  */
 #include "daemon/serve/away.h"
 
@@ -278,11 +278,13 @@ int server_adopt(struct server *s)
 
 static bool is_same_process(const struct session *away, const struct session *s)
 {
+	const uint64_t then = away->parked.n[PARKED_START];
 	uint64_t start;
 
-	return s->peer.uid == away->peer.uid && s->peer.pid > 0 && s->peer.pid == away->peer.pid &&
-		is_alive(away->peer.pidfd) && peer_start(s->peer.pid, &start) == 0 &&
-		start == away->parked.n[PARKED_START];
+	if (s->peer.uid != away->peer.uid || s->peer.pid <= 0 || s->peer.pid != away->peer.pid ||
+		!is_alive(away->peer.pidfd))
+		return false;
+	return !then || peer_start(s->peer.pid, &start) < 0 || start == then;
 }
 
 static void take_over(struct session *s, struct session *away)
