@@ -338,12 +338,18 @@ static uint32_t half_key(uint16_t score)
 	return bits & 0x80000000u ? ~bits & 0xffff0000u : bits | 0x80000000u;
 }
 
+uint16_t select_f16_at_least(float threshold)
+{
+	uint16_t nearest = f16_from_f32(threshold);
+
+	if (f16_to_f32(nearest) >= threshold)
+		return nearest;
+	return nearest & 0x8000u ? nearest - 1 : nearest + 1; /* towards +inf */
+}
+
 static uint32_t half_threshold(float score)
 {
-	uint16_t nearest = f16_from_f32(score);
-	uint32_t key = half_key(nearest);
-
-	return f16_to_f32(nearest) < score ? key + 0x10000u : key;
+	return half_key(select_f16_at_least(score));
 }
 
 /* Pieces of a run over the whole context, in token order of the blocks and best first in each. */

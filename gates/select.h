@@ -26,6 +26,12 @@ enum select_rule {
 	SELECT_ABSOLUTE, /* score >= threshold; KVzap's, with a window of 128 protected by the caller */
 };
 
+/*
+ * The least f16 that is >= threshold: how the absolute rule meets stored scores. The daemon cuts its planes with it, so a
+ * reader's threshold at an edge takes whole planes and nothing else.
+ */
+uint16_t select_f16_at_least(float threshold);
+
 struct select_params {
 	enum select_rule rule;
 	double retained; /* r >= 0, from 1 on everything is kept; unused by SELECT_ABSOLUTE */

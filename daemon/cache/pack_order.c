@@ -3,15 +3,12 @@
 
 #include <math.h>
 
+#include "gates/select.h"
 #include "proto/shape.h"
 
 uint32_t order_bound(float edge)
 {
-	uint16_t bits = f16_from_f32(edge), flipped = order_flip(bits);
-
-	if (f16_to_f32(bits) < edge) /* rounded down: the next greater f16 */
-		flipped--;
-	return (uint32_t)flipped << 16 | 0xffffu;
+	return (uint32_t)order_flip(select_f16_at_least(edge)) << 16 | 0xffffu;
 }
 
 /* Halves without a branch: which way it goes is a coin toss. */

@@ -10,6 +10,7 @@
 
 #include "daemon/cache/block.h"
 #include "daemon/cache/tenant.h"
+#include "gates/select.h"
 #include "tests/unit/cache_fixture.h"
 
 static struct fixture f;
@@ -115,12 +116,51 @@ static void test_handles(void **state)
 	assert_null(block_get(f.tenant, h));
 }
 
+/* A reader's absolute threshold at the edge of a band takes the planes down to it, whole, and nothing else. */
+static void test_bands_are_the_absolute_rule(void **state)
+{
+	const uint32_t runs = FIXTURE_LAYERS * FIXTURE_HEADS;
+	uint32_t len[KVG_PLANES_MAX * FIXTURE_LAYERS * FIXTURE_HEADS];
+	struct select_block in = {.n_planes = FIXTURE_PLANES};
+	struct kvg_key key;
+	struct block *b;
+
+	(void)state;
+	for (uint64_t seed = 0; seed < 20; seed++) {
+		assert_int_equal(put_block(&f, f.layout, seed, NULL, &key), KVG_CODE_OK);
+		b = block_find(f.tenant, f.layout->id, &key);
+		for (uint32_t p = 0; p < FIXTURE_PLANES; p++)
+			assert_int_equal(plane_open(b->plane[p].extent.addr, b->plane[p].bytes,
+						 &in.plane[p]),
+				0);
+		for (uint32_t e = 0; e + 1 < FIXTURE_PLANES; e++) {
+			const struct select_params rule = {
+				.rule = SELECT_ABSOLUTE,
+				.threshold = f.layout->identity.edges[e],
+				.floor = f.layout->floor_pairs,
+			};
+
+			assert_int_equal(
+				select_planes(&rule, &in, 1, FIXTURE_LAYERS, FIXTURE_HEADS, len),
+				0);
+			for (uint32_t p = 0; p < FIXTURE_PLANES; p++)
+				for (uint32_t r = 0; r < runs; r++) {
+					const uint32_t *cu = in.plane[p].cu;
+
+					assert_int_equal(
+						len[p * runs + r], p <= e ? cu[r + 1] - cu[r] : 0);
+				}
+		}
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_shares),
 		FIXTURE_TEST(test_walk),
 		FIXTURE_TEST(test_handles),
+		FIXTURE_TEST(test_bands_are_the_absolute_rule),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
