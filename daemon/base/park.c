@@ -35,6 +35,8 @@
 #define RETRY_MS  10
 #define SEND_MAX  16 /* messages in one system call */
 #define TEXT_SIZE (PARK_NAME_MAX + 64)
+/* All names come in one environment variable, and the kernel takes none that is longer than 128 KiB (MAX_ARG_STRLEN). */
+#define NAMES_MAX 120000u
 
 struct message {
 	struct message *next;
@@ -57,6 +59,7 @@ struct park {
 	pthread_mutex_t lock;
 	struct message *first, **end;
 	struct park_stat stat;
+	size_t name_bytes; /* of those kept, with their colons */
 	bool frozen;
 	bool posted, full_said, refused_said;
 	struct loop_work work;
@@ -144,6 +147,7 @@ static int take_passed(struct park *p)
 		*at = (struct passed){.fd = SD_LISTEN_FDS_START + i, .name = names[i]};
 		at->foreign = strncmp(at->name, PARK_PREFIX, strlen(PARK_PREFIX)) != 0;
 		p->stat.kept += !at->foreign;
+		p->name_bytes += strlen(at->name) + 1;
 	}
 	free(names);
 	return 0;
@@ -336,28 +340,60 @@ static void send_text(struct park *p, char *text, int fd)
 	enqueue(p, text, fd);
 }
 
-void park_put(struct park *p, const char *name, int fd)
+/* As far as it is known; the lock is held. */
+static bool has_room(const struct park *p, size_t bytes, bool all)
 {
-	char text[TEXT_SIZE];
+	const uint64_t capacity = all ? p->stat.capacity : p->stat.capacity / 4 * 3;
 
-	assert(!strncmp(name, PARK_PREFIX, strlen(PARK_PREFIX)) && strlen(name) <= PARK_NAME_MAX &&
+	return p->name_bytes + bytes <= (all ? NAMES_MAX : NAMES_MAX / 4 * 3) &&
+		(!p->stat.capacity || p->stat.kept < capacity);
+}
+
+static void say_full(struct park *p)
+{
+	p->stat.refused++;
+	if (!p->full_said)
+		log_warning("a restart will lose a part of what the cache holds",
+			"why=\"the store of file descriptors is full: raise "
+			"FileDescriptorStoreMax=, or lower max_sessions\" kept=%llu room=%llu",
+			(unsigned long long)p->stat.kept, (unsigned long long)p->stat.capacity);
+	p->full_said = true;
+}
+
+static bool put(struct park *p, const char *name, int fd, bool must)
+{
+	const size_t bytes = strlen(name) + 1;
+	char text[TEXT_SIZE];
+	bool room;
+
+	assert(!strncmp(name, PARK_PREFIX, strlen(PARK_PREFIX)) && bytes <= PARK_NAME_MAX + 1 &&
 		!strpbrk(name, ":\n"));
 	if (p->sock < 0)
-		return;
+		return false;
 	snprintf(text, sizeof(text), "FDSTORE=1\nFDPOLL=0\nFDNAME=%s", name);
 	pthread_mutex_lock(&p->lock);
-	p->stat.kept++;
-	if (p->stat.capacity && p->stat.kept > p->stat.capacity) {
-		p->stat.refused++;
-		if (!p->full_said)
-			log_warning("a restart will lose a part of what the cache holds",
-				"why=\"the store of file descriptors is full: raise "
-				"FileDescriptorStoreMax=\" room=%llu",
-				(unsigned long long)p->stat.capacity);
-		p->full_said = true;
+	room = has_room(p, bytes, must);
+	if (!room)
+		say_full(p);
+	/* a store that seems full may have lost something by itself; too many names would keep the next daemon from starting */
+	room = room || (must && p->name_bytes + bytes <= NAMES_MAX);
+	if (room) {
+		p->stat.kept++;
+		p->name_bytes += bytes;
+		send_text(p, text, fd);
 	}
-	send_text(p, text, fd); /* even then: nobody but he knows what he has dropped himself */
 	pthread_mutex_unlock(&p->lock);
+	return room;
+}
+
+void park_put(struct park *p, const char *name, int fd)
+{
+	put(p, name, fd, true);
+}
+
+bool park_offer(struct park *p, const char *name, int fd)
+{
+	return put(p, name, fd, false);
 }
 
 void park_drop(struct park *p, const char *name)
@@ -369,7 +405,10 @@ void park_drop(struct park *p, const char *name)
 	snprintf(text, sizeof(text), "FDSTOREREMOVE=1\nFDNAME=%s", name);
 	pthread_mutex_lock(&p->lock);
 	if (!p->frozen) {
+		const size_t bytes = strlen(name) + 1;
+
 		p->stat.kept -= p->stat.kept > 0;
+		p->name_bytes -= bytes < p->name_bytes ? bytes : p->name_bytes;
 		send_text(p, text, -1);
 	}
 	pthread_mutex_unlock(&p->lock);

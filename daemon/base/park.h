@@ -40,6 +40,11 @@ bool park_active(const struct park *p);
  * when the keeper is behind. Put and drop of one name keep their order. Nothing happens when nobody keeps fds.
  */
 void park_put(struct park *p, const char *name, int fd);
+/*
+ * The same for what is many and can be done without: a quarter of the room is left to park_put(). False: it is not kept, and
+ * not to be dropped.
+ */
+bool park_offer(struct park *p, const char *name, int fd);
 void park_drop(struct park *p, const char *name);
 /* Waits until everything that was put so far was sent: it is safe from this daemon's death then. 0, -ETIMEDOUT. */
 int park_settle(struct park *p, int timeout_ms);

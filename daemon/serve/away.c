@@ -48,10 +48,15 @@ void away_keep(struct session *s)
 	};
 	process = (struct parked){.kind = PARKED_PROCESS, .n = {page.n[0], s->id}};
 	parked_name(&process, name);
-	park_put(park, name, s->peer.pidfd);
-	parked_name(&page, name);
-	park_put(park, name, s->pinpage.fd);
+	if (!park_offer(park, name, s->peer.pidfd))
+		return;
 	s->parked = page;
+	parked_name(&page, name);
+	if (!park_offer(park, name, s->pinpage.fd)) {
+		s->parked.kind = 0;
+		parked_name(&process, name);
+		park_drop(park, name);
+	}
 }
 
 void away_forget(struct session *s)

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -176,6 +177,7 @@ static pid_t start(void (*life)(void *), void *arg)
 	assert(pid >= 0);
 	if (pid)
 		return pid;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	begin();
 	life(arg);
 	_exit(0); /* as if it were killed: nothing is put away */
@@ -191,6 +193,21 @@ static void wait_for(pid_t pid, int expected)
 	}
 	pump();
 	assert_int_equal(status, expected);
+}
+
+/* What a life says of itself, so that it is killed in the middle of it on any machine. */
+static volatile unsigned *progress;
+
+static void kill_at(pid_t pid, unsigned target, unsigned us)
+{
+	while (*progress < target) {
+		assert_int_equal(waitpid(pid, NULL, WNOHANG), 0);
+		pump();
+		usleep(100);
+	}
+	usleep(us);
+	kill(pid, SIGKILL);
+	wait_for(pid, SIGKILL);
 }
 
 static void live(void (*life)(void *), void *arg)
@@ -400,7 +417,7 @@ static void work_for_ever(void *seed)
 	keys_of(key);
 	f.tenant->floor = .3f;
 	tenant_floors_changed(f.tenant);
-	for (;;) {
+	for (;; ++*progress) {
 		unsigned i = rand_r(&random) % SEEDS;
 
 		for (unsigned at = i - i % CHAIN; at <= i; at++)
@@ -421,18 +438,53 @@ static void test_killed_at_any_moment(void **state)
 
 	(void)state;
 	for (unsigned i = 0; i < n; i++) {
-		unsigned seed = (unsigned)rand_r(&random), us = (unsigned)rand_r(&random) % 30000;
-		pid_t pid = start(work_for_ever, &seed);
+		unsigned seed = (unsigned)rand_r(&random);
 
-		for (unsigned slept = 0; slept < us; slept += 500) {
-			pump();
-			usleep(500);
-		}
-		kill(pid, SIGKILL);
-		wait_for(pid, SIGKILL);
+		*progress = 0;
+		kill_at(start(work_for_ever, &seed), (unsigned)rand_r(&random) % 8,
+			(unsigned)rand_r(&random) % 3000);
 		assert_true(n_kept <= 2 + 24); /* an index, a catalog, and no segment for ever */
 	}
 	live(what_is_there_is_whole, NULL);
+	drop_all();
+}
+
+/* A commit is answered, and then it may come. */
+static void put_and_count(void *unused)
+{
+	struct kvg_key key[SEEDS];
+
+	(void)unused;
+	assert(look() >= *progress);
+	keys_of(key);
+	for (unsigned i = 0; i < SEEDS; i++) {
+		int code = put_block(&f, f.layout, i, i % CHAIN ? &key[i - 1] : NULL, NULL);
+
+		assert(code == (i < *progress ? KVG_CODE_EXISTS : KVG_CODE_OK) ||
+			(i == *progress && code == KVG_CODE_EXISTS)); /* killed before the answer */
+		if (i >= *progress)
+			*progress = i + 1;
+	}
+	for (;;)
+		run_loop(&f, 1);
+}
+
+static void test_what_was_answered_is_there(void **state)
+{
+	unsigned random = 11, target;
+
+	(void)state;
+	*progress = 0;
+	for (unsigned i = 0; i < 60; i++) {
+		target = *progress + (unsigned)rand_r(&random) % 12;
+		kill_at(start(put_and_count, NULL), target < SEEDS ? target : SEEDS,
+			(unsigned)rand_r(&random) % 400);
+		if (*progress == SEEDS) {
+			live(all_is_there, &(unsigned){SEEDS});
+			drop_all();
+			*progress = 0;
+		}
+	}
 	drop_all();
 }
 
@@ -722,7 +774,11 @@ static void test_segment_ids_go_on(void **state)
 
 static int setup(void **state)
 {
+	void *shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
 	(void)state;
+	assert(shared != MAP_FAILED);
+	progress = shared;
 	keeper_open();
 	return 0;
 }
@@ -733,6 +789,7 @@ int main(void)
 		cmocka_unit_test(test_nothing_is_lost),
 		cmocka_unit_test(test_pinned_and_hidden),
 		cmocka_unit_test(test_killed_at_any_moment),
+		cmocka_unit_test(test_what_was_answered_is_there),
 		cmocka_unit_test(test_harm),
 		cmocka_unit_test(test_flipped_bits),
 		cmocka_unit_test(test_segment_ids_go_on),

@@ -208,6 +208,53 @@ static void test_store_that_is_full_or_gone(void **state)
 	close(fd);
 }
 
+/* What can be done without leaves room; and names are never more than an environment takes. */
+static void test_room_for_what_matters(void **state)
+{
+	struct keeper k;
+	struct loop *l;
+	struct park *p;
+	struct park_stat st;
+	unsigned offered = 0, put = 0, bytes = 0;
+	char name[PARK_NAME_MAX + 1];
+	int fd = file("x"), got;
+	char text[400];
+
+	(void)state;
+	keeper_start(&k, "8");
+	assert_int_equal(loop_new(&l), 0);
+	assert_int_equal(park_new(l, &p), 0);
+	while (park_offer(p, "kvg-session", fd))
+		offered++;
+	assert_int_equal(offered, 6);
+	park_put(p, "kvg-segment", fd);
+	park_put(p, "kvg-segment", fd);
+	park_stat(p, &st);
+	assert_true(st.kept == 8 && st.refused == 1);
+	park_drop(p, "kvg-session");
+	park_drop(p, "kvg-session");
+	park_drop(p, "kvg-session");
+	assert_true(park_offer(p, "kvg-session", fd));
+	park_free(p);
+	keeper_stop(&k);
+
+	keeper_start(&k, NULL);
+	assert_int_equal(park_new(l, &p), 0);
+	for (; put < 1000; put++) {
+		snprintf(name, sizeof(name), "kvg-%0250u", put);
+		park_put(p, name, fd);
+		while (keeper_read(&k, text, &got)) {
+			bytes += (unsigned)strlen(name) + 1;
+			close(got);
+		}
+	}
+	assert_true(bytes > 100000 && bytes < 128 * 1024);
+	park_free(p);
+	keeper_stop(&k);
+	loop_free(l);
+	close(fd);
+}
+
 static void test_nobody_keeps_fds(void **state)
 {
 	static const char *const sockets[] = {NULL, "relative", "@", "/nobody/there", "vsock:2:1"};
@@ -393,6 +440,7 @@ int main(void)
 		cmocka_unit_test(test_put_and_drop),
 		cmocka_unit_test(test_keeper_that_is_behind),
 		cmocka_unit_test(test_store_that_is_full_or_gone),
+		cmocka_unit_test(test_room_for_what_matters),
 		cmocka_unit_test(test_nobody_keeps_fds),
 		cmocka_unit_test(test_sync),
 		cmocka_unit_test(test_next_daemon),
