@@ -37,6 +37,13 @@ struct cache_options {
 	bool huge_pages; /* hugetlb when reserved, else THP */
 	bool prefault;   /* fault memory in by a background thread */
 	enum gate_arithmetic arithmetic;
+	struct cache_disk_options {
+		const char *const *paths; /* [n_paths]; 0: no tier below memory */
+		unsigned n_paths;
+		uint64_t in_flight_bytes; /* of each device */
+		uint64_t write_bytes_per_day; /* 0: no limit */
+		bool uring, sqpoll, iopoll, discard;
+	} disk;
 };
 
 int cache_new(const struct cache_options *o, struct cache **ret);
@@ -64,6 +71,7 @@ uint32_t cache_tenant_number(const struct cache_tenant *t);
 
 struct cache_limits {
 	uint64_t host_bytes; /* quota of the tenant */
+	uint64_t disk_bytes; /* 0: no limit */
 	float floor;         /* default retention floor, (0, 1] */
 };
 /* Found by name or made; lives until it is closed. Limits are taken over in both cases. */
@@ -152,7 +160,10 @@ static inline uint32_t pin_page_bytes(uint32_t n_pins, uint32_t n_touch)
 void cache_pins_attach(struct cache_tenant *t, struct pin_page *p);
 void cache_pins_detach(struct cache_tenant *t, struct pin_page *p);
 
-/* Pins through the socket, by reference count. KVG_CODE_OK, NOT_FOUND, BELOW_RETENTION. */
+/*
+ * Pins through the socket, by reference count. KVG_CODE_OK, NOT_FOUND, BELOW_RETENTION: what is held in all tiers together is
+ * less. retention is of what is held; what of it is not mapped is for cache_fetch().
+ */
 struct cache_block_result {
 	struct kvg_handle handle;
 	float retention;
@@ -161,6 +172,24 @@ struct cache_block_result {
 int cache_acquire(struct cache_tenant *t, const struct cache_layout *l, const struct kvg_key *key,
 	float min_retention, struct cache_block_result *ret);
 int cache_release(struct cache_tenant *t, struct kvg_handle h);
+
+/*
+ * Brings planes up from lower tiers, the best first, until those that are mapped hold this share of the block's pairs, or all that is
+ * held is. Returns the planes (bits) that are on their way, 0: there is nothing to wait for. f NULL: a hint. Whoever waits has
+ * the block pinned.
+ */
+struct cache_fetch {
+	struct cache_fetch *next, **link; /* the cache's own */
+	uint8_t waiting;                  /* planes that f still waits for */
+	int error; /* why a plane did not come: -ENOSPC everything is pinned, -EBADMSG, -EIO it is lost */
+	/* These have ended: mapped, or not (see error). On the control thread; may not call back. f->waiting 0: the last call. */
+	void (*arrived)(struct cache_fetch *f, uint8_t planes);
+};
+uint8_t cache_fetch(
+	struct cache_tenant *t, struct kvg_handle h, float retention, struct cache_fetch *f);
+void cache_fetch_cancel(struct cache_fetch *f); /* nobody waits any more; what is under way goes on */
+/* What a block that is pinned holds now. KVG_CODE_OK, NOT_FOUND. */
+int cache_look(struct cache_tenant *t, struct kvg_handle h, struct cache_block_result *ret);
 /* In any layout (l NULL) or in this one. Counts as a touch. */
 bool cache_present_in(
 	struct cache_tenant *t, const struct cache_layout *l, const struct kvg_key *key);
@@ -219,7 +248,8 @@ void cache_commit_cancel(struct cache_job *j);
 struct cache_plane_info {
 	uint32_t pairs, segment, page;
 	uint64_t bytes;
-	uint8_t tier;
+	uint8_t tier; /* the highest that has it */
+	bool clean;   /* a lower one has it, too */
 	double value;
 	bool verified;
 };
@@ -273,6 +303,12 @@ void cache_purge(struct cache_tenant *t, uint32_t layout, const struct kvg_key *
 	uint32_t keep_planes, struct cache_purge_result *ret);
 /* Nobody waits any more for any verification or purge; those under way go on. */
 void cache_silence(struct cache *c);
+
+/*
+ * The daemon is about to end and memory may not outlive it: writes what is worth most to the tier below, until all of it is there or the
+ * deadline (CLOCK_MONOTONIC) is past; then syncs. done once, on the control thread. Without such a tier it comes with the next turn.
+ */
+void cache_drain(struct cache *c, uint64_t deadline_ns, void (*done)(void *userdata), void *userdata);
 
 struct cache_policy {
 	float floor;
