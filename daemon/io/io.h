@@ -21,7 +21,7 @@ struct io;
 enum io_op {
 	IO_READ,
 	IO_WRITE,
-	IO_SYNC,    /* what was written and has ended before this was submitted is durable; no bytes, no buffers */
+	IO_SYNC, /* what was written and has ended before this was submitted is durable; no bytes, no buffers */
 	IO_DISCARD, /* offset, bytes: they read as zeros, or as they were; the device may forget them */
 };
 
@@ -36,7 +36,9 @@ struct io_request {
 	/* On the device's thread, after a success, before done(): may set result. NULL: nothing. */
 	void (*check)(struct io_request *r);
 	void (*done)(struct io_request *r); /* on the loop's thread, exactly once */
-	uint64_t progress;                  /* the device's own */
+	/* The device's own: bytes that were started, parts that have not ended, what a faulty one does to it. */
+	uint64_t progress, fate;
+	unsigned parts;
 };
 
 #define IO_VECTORS_MAX 1024u
@@ -57,7 +59,8 @@ int io_new(const struct io_options *o, struct io **ret);
 /* Waits for what is in flight, and reports it; what was submitted is done. NULL. */
 struct io *io_free(struct io *io);
 void io_submit(struct io *io, struct io_request *r);
-const char *io_engine(const struct io *io); /* "io_uring", "io_uring, sqpoll", "threads", or a wrapper's */
+const char *io_engine(
+	const struct io *io); /* "io_uring", "io_uring, sqpoll", "threads", or a wrapper's */
 
 struct io_stat {
 	uint64_t reads, writes, syncs, read_bytes, written_bytes, errors;

@@ -3,7 +3,8 @@
 # when it may, and says what is missing when it may not.
 
 KVG_BUILD_PACKAGES="gcc libc6-dev cmake ninja-build pkg-config libprotobuf-c-dev protobuf-c-compiler
-	libssl-dev libjson-c-dev libsystemd-dev libisal-dev libopenblas-dev libnuma-dev libinih-dev"
+	libssl-dev libjson-c-dev libsystemd-dev libisal-dev libopenblas-dev libnuma-dev libinih-dev
+	liburing-dev"
 KVG_TEST_PACKAGES="g++ clang-14 clang-format-14 libclang-rt-14-dev llvm-14 libcmocka-dev libhiredis-dev
 	redis-server python3 python3-venv mandoc strace git systemd util-linux dpkg-dev"
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+kvg_test(test_io SOURCES test_io.c LIBS kvio LABELS unit)
