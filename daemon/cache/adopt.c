@@ -272,5 +272,5 @@ int cache_adopt(struct cache *c, const struct cache_pinned *pinned)
 			put_again(c, name, (uint32_t)p.n[PARKED_TENANT]);
 		}
 	}
-	return 0;
+	return mover_recover(c);
 }

@@ -8,24 +8,29 @@
 
 #include "daemon/cache/cache.h"
 #include "daemon/cache/policy.h"
+#include "daemon/mem/disk.h"
 #include "daemon/mem/pool.h"
 
 struct block;
+struct lift;
 struct pack_job;
 
 struct block_list {
 	struct block *first;
 };
 
+/* In memory, below, or in both: then nothing has to be written when it leaves memory. */
 struct block_plane {
-	struct extent extent; /* pages 0: the plane has no pairs and never was anywhere */
-	uint64_t bytes;
+	struct extent extent;    /* pages 0: not in memory */
+	struct disk_place place; /* nowhere: not below */
+	uint64_t bytes;          /* 0: the plane has no pairs and never was anywhere */
 	uint32_t pairs;
 };
 
 /*
  * Planes without pairs take no memory and no part in the order: node.n_planes counts the others, and node plane i
- * is the i-th bit of `planes`.
+ * is the i-th bit of `planes`. held and mapped are the best ones of `planes`, so many and no others; a block is in the policy as long as any is
+ * mapped, and node.held counts those.
  */
 struct block {
 	struct policy_node node;
@@ -37,15 +42,27 @@ struct block {
 	struct block_list children;
 	struct block *next, **link; /* in the parent's children, or the tenant's roots */
 	uint32_t tokens, depth;
-	uint32_t pins;      /* through the socket */
-	uint32_t uses;      /* commits in flight that need this block as parent, verifications */
+	uint32_t n_children; /* that are not about to go */
+	uint32_t pins;       /* through the socket */
+	uint32_t
+		uses; /* commits in flight that need this block as parent, verifications, moves between tiers */
 	uint32_t seen_pins; /* by the last survey, see tenant_survey() */
 	uint64_t seen_stamp;
-	uint32_t batch;     /* 1 + place among the victims of a running batch */
-	uint32_t n_planes;  /* as committed */
-	uint8_t planes;     /* bits: those that held pairs when committed */
-	uint8_t held;       /* bits: still there */
-	uint8_t hidden;     /* bits: damaged, or behind what is; readers do not see them */
+	uint32_t batch;    /* 1 + place among the victims of a running batch */
+	uint32_t n_planes; /* as committed */
+	uint8_t planes;    /* bits: those that held pairs when committed */
+	uint8_t held;      /* bits: still there, in whatever tier */
+	uint8_t mapped;    /* bits: of them, in memory */
+	uint8_t hidden;    /* bits: damaged, or behind what is; readers do not see them */
+	uint8_t sinking;   /* bits: on their way down */
+	uint8_t leaving;   /* bits: have arrived there, and are to leave memory */
+	uint8_t used;       /* bits: read since they were written below, or kept there */
+	bool touched;       /* since planes of it were last sent down */
+	bool lost;         /* in the mover's list of blocks that lost planes */
+	struct lift *lift; /* on its way up; NULL */
+	struct block *below_next,
+		**below_link; /* in the tenant's list of blocks that are not in memory at all */
+	struct block *lost_next;
 	uint64_t published; /* the how-manieth of its tenant */
 	uint64_t pairs;
 	struct block_plane plane[]; /* [n_planes] */
@@ -75,18 +92,43 @@ struct block_found {
 };
 int block_adopt(struct cache_tenant *t, struct cache_layout *l, const struct block_found *f,
 	struct block *parent, struct block **ret);
-/* Hidden from readers, out of the policy, unpinned and childless: gives everything back. */
-void block_free(struct block *b);
+/* Of a block that the tier below knows of, not in the index or the tree yet; planes have no place. free() it, or: */
+struct block *block_of_record(
+	struct cache_tenant *t, struct cache_layout *l, const struct disk_record *r);
+/* `held` lies below, nothing of it is mapped. -ENOSPC: no slot for it. */
+int block_enter_below(struct block *b, struct block *parent);
+/* Hidden from readers, out of the policy, unpinned and childless: gives everything back. erase: no restart finds it again. */
+void block_free(struct block *b, bool erase);
 /* The daemon goes down and leaves index and pages to the next one: the struct alone goes, children first. */
 void block_leave(struct block *b);
 /* The same for planes that readers do not see any more. */
-void block_drop_planes(struct block *b, uint8_t planes);
+void block_drop_planes(struct block *b, uint8_t planes, bool erase);
+/* These planes are below, and readers do not see them in memory any more: their pages go. */
+void block_unmap(struct block *b, uint8_t planes);
+/* The plane has come up to where plane.extent says, and all that are better are mapped. -ENOMEM. */
+int block_map(struct block *b, uint32_t plane);
+/* It lies there as well now; nowhere: not any more. The disk is not told. */
+void block_place(struct block *b, uint32_t plane, struct disk_place at);
+/* These are not needed below any more. */
+void block_forget(struct block *b, uint8_t planes);
+/* Below were found more planes of it, so that these are held; what lies below and is not among them is forgotten. */
+void block_regain(struct block *b, uint8_t held);
+/* Readers see these planes, but for what is hidden. */
+void block_show(struct block *b, uint8_t held, uint8_t mapped);
 /* For good: nobody who has not pinned them gets to see these planes. */
 void block_hide(struct block *b, uint8_t planes);
 static inline uint8_t block_shown(const struct block *b)
 {
 	return b->held & (uint8_t)~b->hidden;
 }
+static inline uint8_t block_readable(const struct block *b)
+{
+	return b->mapped & (uint8_t)~b->hidden;
+}
+/* Planes (bits) that the tier below has. */
+uint8_t block_below(const struct block *b);
+/* It was read. */
+void block_touch(struct block *b);
 
 /* NULL: not there, or hidden. */
 struct block *block_find(struct cache_tenant *t, uint32_t layout, const struct kvg_key *key);
@@ -100,7 +142,7 @@ static inline uint32_t plane_count(uint8_t planes)
 }
 float block_retention(const struct block *b);
 uint64_t block_payload(const struct block *b, uint8_t planes);
-uint64_t block_pages(const struct block *b, uint8_t planes); /* bytes */
+uint64_t block_pages(const struct block *b, uint8_t planes); /* bytes, of memory */
 
 /* Node planes that must stay: the fewest best ones that hold >= floor of the pairs. */
 uint32_t block_droppable_from(const struct block *b, float floor);

@@ -7,8 +7,9 @@
  *	block.c		index + pool + policy + tree			layout.c	layouts, gates
  *	evictor.c	policy -> pins.c -> block.c			show.c		list, inspect
  *	purge.c		tree -> evictor.c				verify.c	workers -> purge.c
+ *	mover_down.c	evictor.c -> disk -> evictor.c			mover_up.c	disk -> block.c
  *
- * Everything runs on the loop's thread but pack_run(), plane_verify() and the pool's prefaulting.
+ * Everything runs on the loop's thread but pack_run(), plane_verify(), the pool's prefaulting and the disk's transfers.
  */
 #include "daemon/cache/cache.h"
 
@@ -35,6 +36,7 @@ static void tick_on(void *userdata)
 		tenant_tick(c->ticking);
 		c->ticking = c->ticking->next;
 	}
+	mover_gauges(c);
 	if (c->sweeps)
 		c->sweeps = pool_sweep(c->pool) ? c->sweeps - 1 : 0;
 	if (c->ticking || c->sweeps)
@@ -90,6 +92,8 @@ static int start(struct cache *c)
 	if (r == 0)
 		r = commits_init(c);
 	if (r == 0)
+		r = mover_init(c);
+	if (r == 0)
 		r = loop_arm(c->tick_timer, TICK_NS, TICK_NS);
 	return r;
 }
@@ -124,6 +128,7 @@ struct cache *cache_free(struct cache *c)
 		return NULL;
 	loop_assert_owner(c->loop);
 	commits_fini(c);
+	mover_fini(c);
 	purges_fini(c);
 	c->tick_rest_timer = loop_del_timer(c->tick_rest_timer);
 	c->tick_timer = loop_del_timer(c->tick_timer);
@@ -160,6 +165,28 @@ void cache_on_event(struct cache *c, cache_event_fn fn, void *userdata)
 
 /* ---- pins through the socket ---- */
 
+static void look(const struct block *b, struct cache_block_result *ret)
+{
+	*ret = (struct cache_block_result){
+		.handle = b->handle,
+		.retention = block_retention(b),
+		.held = block_shown(b),
+		.mapped = block_readable(b),
+	};
+}
+
+int cache_look(struct cache_tenant *t, struct kvg_handle h, struct cache_block_result *ret)
+{
+	const struct block *b;
+
+	loop_assert_owner(t->cache->loop);
+	b = block_get(t, h);
+	if (!b)
+		return KVG_CODE_NOT_FOUND;
+	look(b, ret);
+	return KVG_CODE_OK;
+}
+
 int cache_acquire(struct cache_tenant *t, const struct cache_layout *l, const struct kvg_key *key,
 	float min_retention, struct cache_block_result *ret)
 {
@@ -171,13 +198,8 @@ int cache_acquire(struct cache_tenant *t, const struct cache_layout *l, const st
 		counter_add(l->counters, COUNTER_MISSES, 0, 1);
 		return KVG_CODE_NOT_FOUND;
 	}
-	policy_touch(t->policy, &b->node);
-	*ret = (struct cache_block_result){
-		.handle = b->handle,
-		.retention = block_retention(b),
-		.held = block_shown(b),
-		.mapped = block_shown(b),
-	};
+	block_touch(b);
+	look(b, ret);
 	if (ret->retention < min_retention)
 		return KVG_CODE_BELOW_RETENTION;
 	b->pins++;
@@ -206,7 +228,7 @@ bool cache_present_in(
 	loop_assert_owner(t->cache->loop);
 	b = block_find(t, l ? l->id : 0, key);
 	if (b)
-		policy_touch(t->policy, &b->node);
+		block_touch(b);
 	return b;
 }
 

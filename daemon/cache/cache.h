@@ -21,6 +21,7 @@ struct cache;
 struct cache_tenant;
 struct cache_layout;
 struct counters; /* daemon/base/counters.h */
+struct io_fault; /* daemon/io/io.h */
 struct loop;     /* daemon/base/loop.h */
 struct park;     /* daemon/base/park.h */
 
@@ -40,9 +41,10 @@ struct cache_options {
 	struct cache_disk_options {
 		const char *const *paths; /* [n_paths]; 0: no tier below memory */
 		unsigned n_paths;
-		uint64_t in_flight_bytes; /* of each device */
+		uint64_t in_flight_bytes;     /* of each device */
 		uint64_t write_bytes_per_day; /* 0: no limit */
 		bool uring, sqpoll, iopoll, discard;
+		const struct io_fault *fault; /* NULL; for tests */
 	} disk;
 };
 
@@ -57,7 +59,7 @@ int cache_add_gate(struct cache *c, const char *name, struct gate *g);
 void cache_retire_gates(struct cache *c);
 
 /*
- * Takes over what the last daemon parked: tenants with layouts, blocks and what was set for them. Once, before anybody is
+ * Takes over what the last daemon parked: tenants with layouts, blocks and what was set for them; then what lies on disk. Once, before anybody is
  * served, when the gates are there. `pinned`: does a pin page that is kept hold this handle? NULL: none does. -ENOMEM and other trouble of
  * the daemon's own; what cannot be taken over is logged, counted and dropped.
  */
@@ -187,7 +189,8 @@ struct cache_fetch {
 };
 uint8_t cache_fetch(
 	struct cache_tenant *t, struct kvg_handle h, float retention, struct cache_fetch *f);
-void cache_fetch_cancel(struct cache_fetch *f); /* nobody waits any more; what is under way goes on */
+void cache_fetch_cancel(
+	struct cache_fetch *f); /* nobody waits any more; what is under way goes on */
 /* What a block that is pinned holds now. KVG_CODE_OK, NOT_FOUND. */
 int cache_look(struct cache_tenant *t, struct kvg_handle h, struct cache_block_result *ret);
 /* In any layout (l NULL) or in this one. Counts as a touch. */
@@ -308,7 +311,8 @@ void cache_silence(struct cache *c);
  * The daemon is about to end and memory may not outlive it: writes what is worth most to the tier below, until all of it is there or the
  * deadline (CLOCK_MONOTONIC) is past; then syncs. done once, on the control thread. Without such a tier it comes with the next turn.
  */
-void cache_drain(struct cache *c, uint64_t deadline_ns, void (*done)(void *userdata), void *userdata);
+void cache_drain(
+	struct cache *c, uint64_t deadline_ns, void (*done)(void *userdata), void *userdata);
 
 struct cache_policy {
 	float floor;

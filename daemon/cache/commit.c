@@ -79,7 +79,7 @@ static void admit(struct cache_job *j)
 	b = block_find(j->tenant, j->layout->id, &j->key);
 	if (b) {
 		exists(j, b);
-		policy_touch(j->tenant->policy, &b->node);
+		block_touch(b);
 		job_finish(j);
 		return;
 	}

@@ -12,6 +12,7 @@
  */
 #include "daemon/cache/evictor.h"
 #include "daemon/cache/job.h"
+#include "daemon/cache/mover.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -32,7 +33,7 @@ static int reserve(struct cache_job *j)
 	struct cache_tenant *t = j->tenant;
 
 	if (index_slots_free(t->index) <= t->reserved_slots ||
-		t->used + t->reserved + j->worst > t->quota ||
+		t->used + t->reserved + t->lifting + j->worst > t->quota ||
 		pool_reserve(t->cache->pool, j->worst) < 0)
 		return -ENOSPC;
 	t->reserved += j->worst;
@@ -51,12 +52,12 @@ void commit_unreserve(struct cache_job *j, uint64_t used)
 	t->cache->commits.reserved -= j->worst;
 }
 
-/* One round of eviction for this job. False: nothing can go. */
-static bool evict_for(struct cache_job *j, bool *ret_own)
+/* One round of eviction for this job. */
+static enum evicted evict_for(struct cache_job *j, bool *ret_own)
 {
 	struct cache_tenant *t = j->tenant;
 	struct pool_stat st;
-	const uint64_t wanted = t->used + t->reserved + j->worst;
+	const uint64_t wanted = t->used + t->reserved + t->lifting + j->worst;
 	const uint64_t slots = index_slots_free(t->index) <= t->reserved_slots;
 
 	*ret_own = slots || wanted > t->quota;
@@ -64,7 +65,7 @@ static bool evict_for(struct cache_job *j, bool *ret_own)
 		return evict_round(t, wanted > t->quota ? wanted - t->quota : 0, slots);
 	pool_stat(t->cache->pool, &st);
 	if (st.used + st.reserved + j->worst <= st.budget)
-		return true;
+		return EVICTED_SOME;
 	return evict_anyone(t->cache, st.used + st.reserved + j->worst - st.budget);
 }
 
@@ -80,12 +81,17 @@ static enum room make_room(struct cache_job *j)
 			return ROOM;
 		if (!evict_may(j->tenant->cache))
 			break;
-		if (!evict_for(j, &own)) {
-			if (own ? !j->tenant->reserved : !c->commits.reserved)
+		switch (evict_for(j, &own)) {
+		case EVICTED_NOTHING:
+			if ((own ? !j->tenant->reserved : !c->commits.reserved) && !mover_busy(c))
 				return NO_ROOM;
-			break; /* a commit that ends comes back here */
+			return own ? NO_ROOM_YET
+				   : NO_ROOM_IN_ALL_YET; /* what ends comes back here */
+		case EVICTED_LATER:
+			return own ? NO_ROOM_YET : NO_ROOM_IN_ALL_YET;
+		case EVICTED_SOME:
+			jobs_wake(j->tenant->cache);
 		}
-		jobs_wake(j->tenant->cache);
 	}
 	return own ? NO_ROOM_YET : NO_ROOM_IN_ALL_YET;
 }

@@ -351,6 +351,17 @@ void index_drop_planes(struct index *x, uint32_t slot, uint8_t planes)
 	}
 }
 
+void index_place(struct index *x, uint32_t slot, uint32_t plane, const struct kvg_shm_plane_ref *r)
+{
+	struct kvg_shm_entry *e = &x->entries[slot];
+	const uint64_t word = word_of(e);
+	struct kvg_shm_plane_ref ref = *r;
+
+	assert(slot < x->end && plane < e->n_planes && !(kvg_word_mapped(word) >> plane & 1));
+	ref.check = plane_ref_check(&ref, plane, kvg_word_gen(word));
+	store_words(&e->plane[plane], &ref, sizeof(ref));
+}
+
 void index_remove(struct index *x, uint32_t slot)
 {
 	struct kvg_shm_entry *e = &x->entries[slot];

@@ -57,6 +57,8 @@ uint32_t index_find(const struct index *x, uint32_t layout, const struct kvg_key
 void index_set_planes(struct index *x, uint32_t slot, uint8_t held, uint8_t mapped);
 /* After that: these planes are nowhere any more; pairs and bytes stay as a record. */
 void index_drop_planes(struct index *x, uint32_t slot, uint8_t planes);
+/* Where this plane lies from now on. It is not mapped: nobody reads it there. */
+void index_place(struct index *x, uint32_t slot, uint32_t plane, const struct kvg_shm_plane_ref *r);
 /* After index_set_planes(slot, 0, 0): the slot is free and its generation is past. */
 void index_remove(struct index *x, uint32_t slot);
 

@@ -112,7 +112,7 @@ static int append(struct cache_tenant *t, enum record type, const void *payload,
 	return r;
 }
 
-static size_t layout_encode(const struct cache_layout *l, uint8_t *ret)
+size_t keep_encode_layout(const struct cache_layout *l, uint8_t *ret)
 {
 	const struct layout_identity *id = &l->identity;
 	const char *const text[N_TEXTS] = {id->model, id->revision, id->rope, id->eviction,
@@ -169,12 +169,12 @@ int keep_layout(const struct cache_layout *l)
 	payload = malloc(CATALOG_RECORD_MAX);
 	if (!payload)
 		return -ENOMEM;
-	r = catalog_append(t->catalog, RECORD_LAYOUT, payload, layout_encode(l, payload));
+	r = catalog_append(t->catalog, RECORD_LAYOUT, payload, keep_encode_layout(l, payload));
 	if (r == -ENOSPC) { /* it may not be in the table yet */
 		r = keep_rewrite(t);
 		if (r == 0)
 			r = catalog_append(
-				t->catalog, RECORD_LAYOUT, payload, layout_encode(l, payload));
+				t->catalog, RECORD_LAYOUT, payload, keep_encode_layout(l, payload));
 	}
 	free(payload);
 	return r;
@@ -294,7 +294,8 @@ bool keep_name(uint16_t type, const uint8_t *payload, size_t n, char *ret, size_
 	return true;
 }
 
-static int take_layout(struct cache_tenant *t, const uint8_t *payload, size_t n)
+/* id 0: under its own. */
+static int take_layout(struct cache_tenant *t, uint32_t id, const uint8_t *payload, size_t n)
 {
 	char text[N_TEXTS][LAYOUT_TEXT_MAX + 1];
 	uint32_t ungated[KVG_LAYERS_MAX];
@@ -347,7 +348,44 @@ static int take_layout(struct cache_tenant *t, const uint8_t *payload, size_t n)
 	memcpy(s.id.gate_digest, r.gate_digest, sizeof(r.gate_digest));
 	memcpy(s.id.edges, r.edges, sizeof(r.edges));
 	memcpy(s.retained, r.retained, sizeof(r.retained));
-	return layout_adopt(t, r.id, r.fingerprint, &s);
+	return layout_adopt(t, id ? id : r.id, r.fingerprint, &s);
+}
+
+static struct cache_layout *find_layout(const struct cache_tenant *t, const uint8_t fingerprint[32])
+{
+	for (uint32_t i = 0; i < t->n_layouts; i++)
+		if (!memcmp(t->layouts[i]->fingerprint, fingerprint, 32))
+			return t->layouts[i];
+	return NULL;
+}
+
+/* Its own id if no other layout has that place, else a new one. 0: there are too many. */
+static uint32_t free_id(const struct cache_tenant *t, uint32_t own)
+{
+	const uint32_t at = (own - 1) % LAYOUTS_MAX;
+
+	if (own && (at >= t->n_layouts || !t->layouts[at]->identity.model[0]))
+		return own;
+	return t->n_layouts < LAYOUTS_MAX ? t->n_layouts + 1 : 0;
+}
+
+int keep_take_layout(
+	struct cache_tenant *t, const uint8_t *payload, size_t n, struct cache_layout **ret)
+{
+	struct layout_record r;
+	uint32_t id;
+	int error;
+
+	if (n < sizeof(r))
+		return -EBADMSG;
+	memcpy(&r, payload, sizeof(r));
+	*ret = find_layout(t, r.fingerprint);
+	if (*ret)
+		return 0;
+	id = free_id(t, r.id);
+	error = id ? take_layout(t, id, payload, n) : -ENOSPC;
+	*ret = error < 0 ? NULL : find_layout(t, r.fingerprint);
+	return error < 0 ? error : *ret ? keep_layout(*ret) : -EBADMSG;
 }
 
 static bool is_share(float f)
@@ -399,7 +437,7 @@ int keep_take(struct cache_tenant *t, uint16_t type, const uint8_t *payload, siz
 	case RECORD_TENANT:
 		return 0;
 	case RECORD_LAYOUT:
-		return take_layout(t, payload, n);
+		return take_layout(t, 0, payload, n);
 	case RECORD_POLICY:
 		return take_policy(t, payload, n);
 	case RECORD_MODEL:

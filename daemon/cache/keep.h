@@ -30,6 +30,12 @@ void keep_model(struct cache_tenant *t, const char *model, float floor, float co
 /* All of it anew: the catalog was full, or damaged. */
 int keep_rewrite(struct cache_tenant *t);
 
+/* The record of a layout, as in the catalog: for the tier below, which outlives catalogs. At most CATALOG_RECORD_MAX bytes. */
+size_t keep_encode_layout(const struct cache_layout *l, uint8_t *ret);
+/* The layout of such a record, which comes to be if the tenant has none of its fingerprint. -EBADMSG, -ENOSPC, -ENOMEM. */
+int keep_take_layout(
+	struct cache_tenant *t, const uint8_t *payload, size_t n, struct cache_layout **ret);
+
 /* The other way: a record of the catalog takes effect. -EBADMSG: it cannot be. */
 int keep_take(struct cache_tenant *t, uint16_t type, const uint8_t *payload, size_t n);
 /* The name in a catalog's first record. False: it has none. */

@@ -31,6 +31,9 @@
  * it. Planes go first. Whoever set a floor of .3 said that the other 70 % are worth less than a miss: a block that is
  * gone has to be computed again, one at its floor answers nearly as well as a whole one.
  *
+ * With a tier below nothing is given up by going there, so floors do not count and the least valuable thing sinks first, be
+ * it the last plane of a block or a block (policy_least()).
+ *
  * Order. Value changes with age, and not always downwards: a young block's may rise, so no queue or heap stays sorted.
  * Like LHD, the victim is the least of a sample of those that may go (64 at random, and the runners-up of earlier
  * samples, which brings the choice close to the true least). The choice is deterministic, and exact while
@@ -69,6 +72,7 @@ enum {
 	LIST_NONE,
 	LIST_YOUNG,
 	LIST_DEFERRED,
+	LIST_HELD, /* on its way down */
 	N_LISTS
 };
 
@@ -78,8 +82,9 @@ struct list {
 
 /* What may go: own.at[] says where in each. */
 enum step {
-	STEP_PLANE, /* its last plane */
+	STEP_PLANE, /* its last plane, which the floor gives up */
 	STEP_BLOCK, /* all that is left */
+	STEP_SINK,  /* its last plane, to a tier below */
 	N_STEPS
 };
 
@@ -100,15 +105,23 @@ struct policy {
 	struct learn *learn;
 	struct ghosts ghosts;
 	struct policy_kin kin; /* children of all forks */
+	bool lower;            /* there is a tier below */
 };
 
 /* ---- who may go ------------------------------------------------------------------------------- */
 
-static bool may_go(const struct policy_node *n, enum step step)
+static bool may_go(const struct policy *p, const struct policy_node *n, enum step step)
 {
-	if (step == STEP_PLANE)
-		return n->held > n->droppable_from && n->own.list != LIST_DEFERRED;
-	return n->held && !n->children && n->own.list == LIST_NONE;
+	const bool sits_out = n->own.list == LIST_DEFERRED || n->own.list == LIST_HELD;
+
+	switch (step) {
+	case STEP_PLANE:
+		return n->held > n->droppable_from && !sits_out;
+	case STEP_SINK:
+		return p->lower && n->held > 1 && !sits_out;
+	default:
+		return n->held && !n->children && n->own.list == LIST_NONE;
+	}
 }
 
 static void list_take(struct policy *p, struct policy_node *n)
@@ -147,7 +160,7 @@ static void settle(struct policy *p, struct policy_node *n)
 {
 	for (enum step step = 0; step < N_STEPS; step++) {
 		struct steps *s = &p->may[step];
-		const bool belongs = may_go(n, step);
+		const bool belongs = may_go(p, n, step);
 
 		if (belongs && !n->own.at[step]) {
 			s->node[s->n++] = n;
@@ -407,7 +420,7 @@ void policy_touch(struct policy *p, struct policy_node *n)
 	n->own.class = traits_class(n);
 	learn_enter(p->learn, n->own.class, p->clock);
 	take_way(p, n);
-	if (!n->children && n->own.list != LIST_DEFERRED)
+	if (!n->children && n->own.list != LIST_DEFERRED && n->own.list != LIST_HELD)
 		wait_in(p, n, LIST_YOUNG);
 }
 
@@ -478,6 +491,31 @@ void policy_defer(struct policy *p, struct policy_node *n)
 	wait_in(p, n, LIST_DEFERRED);
 }
 
+void policy_hold(struct policy *p, struct policy_node *n)
+{
+	wait_in(p, n, LIST_HELD);
+}
+
+void policy_let_go(struct policy *p, struct policy_node *n)
+{
+	if (n->own.list == LIST_HELD)
+		list_take(p, n);
+	settle(p, n);
+}
+
+void policy_grow(struct policy *p, struct policy_node *n, uint32_t held)
+{
+	assert(n->held && held >= n->held && held <= n->n_planes);
+	n->held = held;
+	settle(p, n);
+}
+
+void policy_set_lower(struct policy *p)
+{
+	assert(!p->nodes);
+	p->lower = true;
+}
+
 /* ---- the least -------------------------------------------------------------------------------- */
 
 static double worth(const struct policy *p, const struct policy_node *n)
@@ -487,7 +525,7 @@ static double worth(const struct policy *p, const struct policy_node *n)
 
 static double value(const struct policy *p, const struct policy_node *n, enum step step)
 {
-	uint32_t from = step == STEP_PLANE ? n->held - 1 : 0;
+	uint32_t from = step == STEP_BLOCK ? 0 : n->held - 1;
 	double mass = 0, bytes = 0;
 
 	for (uint32_t i = from; i < n->held; i++) {
@@ -575,6 +613,31 @@ struct policy_node *policy_victim(struct policy *p, bool whole, uint32_t *ret_ke
 	}
 	*ret_keep = 0;
 	return least(p, STEP_BLOCK);
+}
+
+struct policy_node *policy_least(struct policy *p, uint32_t *ret_keep)
+{
+	struct policy_node *plane, *block;
+
+	if (!p->may[STEP_SINK].n && !p->may[STEP_BLOCK].n)
+		grow_up(p, true);
+	plane = p->may[STEP_SINK].n ? least(p, STEP_SINK) : NULL;
+	block = p->may[STEP_BLOCK].n ? least(p, STEP_BLOCK) : NULL;
+	if (!plane && !block) {
+		wake_deferred(p, true);
+		return NULL;
+	}
+	if (plane && (!block || value(p, plane, STEP_SINK) <= value(p, block, STEP_BLOCK))) {
+		*ret_keep = plane->held - 1;
+		return plane;
+	}
+	*ret_keep = 0;
+	return block;
+}
+
+double policy_worth(const struct policy *p, const struct policy_node *n)
+{
+	return worth(p, n);
 }
 
 double policy_value(const struct policy *p, const struct policy_node *n, uint32_t plane)

@@ -40,8 +40,8 @@ struct policy_node {
 		struct policy_node *recent;                    /* the child used last */
 		struct policy_node *before, *behind;           /* in the list it waits in */
 		uint64_t last_use, wakes;
-		uint64_t at
-			[2]; /* 1 + position among those that may lose a plane, or go; 0 = not there */
+		/* 1 + position among those that may lose a plane, go, or sink; 0 = not there */
+		uint64_t at[3];
 		uint32_t hits, turn, run, length, width;
 		struct policy_kin children; /* how many there ever were, and were used again */
 		uint16_t class;
@@ -52,6 +52,8 @@ struct policy_node {
 
 int policy_new(struct policy **ret);
 struct policy *policy_free(struct policy *p); /* nodes need not be removed first */
+/* There is a tier below: policy_least() will be asked. Before anything is inserted. */
+void policy_set_lower(struct policy *p);
 
 int policy_insert(struct policy *p, struct policy_node *n);
 /* The block was read: one reader's hit. Called for every block of a prefix, root first. */
@@ -74,9 +76,24 @@ void policy_set_droppable(struct policy *p, struct policy_node *n, uint32_t drop
  * caller shrinks, removes or defers.
  */
 struct policy_node *policy_victim(struct policy *p, bool whole, uint32_t *ret_keep);
+/*
+ * The least valuable thing altogether, a block's last plane or a block, whatever floors say: for a tier below, where nothing is
+ * given up. *ret_keep as above.
+ */
+struct policy_node *policy_least(struct policy *p, uint32_t *ret_keep);
 /* The victim was pinned: treat it as just used, without counting a hit. */
 void policy_defer(struct policy *p, struct policy_node *n);
+/* It is on its way down, and offered to nobody until it is let go, shrunk or removed. */
+void policy_hold(struct policy *p, struct policy_node *n);
+void policy_let_go(struct policy *p, struct policy_node *n);
+/* Planes 0..held-1 are there again: they came up. Of a node that is in the policy. */
+void policy_grow(struct policy *p, struct policy_node *n, uint32_t held);
 
+/*
+ * The chance of reuse alone, as a rate; also of a node that was removed and not forgotten: for those who have to choose among what is no
+ * longer here.
+ */
+double policy_worth(const struct policy *p, const struct policy_node *n);
 /* For people: value of the plane now. */
 double policy_value(const struct policy *p, const struct policy_node *n, uint32_t plane);
 

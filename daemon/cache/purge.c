@@ -31,7 +31,7 @@ struct cache_purge {
 	enum evict_reason reason;
 	uint64_t until; /* publications */
 	uint32_t layout, keep_planes;
-	struct kvg_handle from; /* EVICT_CORRUPT: the block */
+	struct kvg_handle from; /* not of EVICT_REQUEST: the block */
 	struct block *at, *last;
 	bool down; /* what hangs below `at` was not walked yet */
 	bool begun;
@@ -71,7 +71,7 @@ static bool begin(struct cache_purge *p)
 	if (p->begun || p->n)
 		return false;
 	p->begun = true;
-	if (p->reason == EVICT_CORRUPT) {
+	if (p->from.gen) {
 		walk_below(p, block_get(t, p->from));
 	} else {
 		p->at = t->roots.first;
@@ -96,10 +96,10 @@ static void look(struct cache_purge *p, struct evict_batch *e)
 	if ((p->layout && b->layout->id != p->layout) || after == b->held ||
 		b->published > p->until)
 		return;
-	if (b->pins || b->uses || (!after && b->node.children))
+	if (b->pins || b->uses || (!after && b->n_children))
 		e->result.pinned++;
 	else
-		evict_batch_add(e, b, after);
+		evict_batch_add(e, b, (struct planes){.held = after, .mapped = b->mapped & after});
 }
 
 /* False: nothing is left to do. */
@@ -225,14 +225,14 @@ int cache_purge_start(struct cache_tenant *t, const struct cache_purge_request *
 	return 0;
 }
 
-int purge_damaged(struct block *b, uint32_t keep_planes)
+int purge_lost(struct block *b, uint32_t keep_planes, enum evict_reason reason)
 {
 	struct cache_purge *p = calloc(1, sizeof(*p));
 
 	if (!p)
 		return -ENOMEM;
 	p->tenant = b->tenant;
-	p->reason = EVICT_CORRUPT;
+	p->reason = reason;
 	p->keep_planes = keep_planes;
 	p->from = b->handle;
 	enqueue(p);

@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#include "proto/shm.h"
+#include "daemon/cache/evictor.h"
 
 struct block;
 struct cache;
@@ -25,8 +25,8 @@ int purges_init(struct cache *c);
 void purges_fini(struct cache *c); /* nobody is told */
 void purges_silence(struct cache *c);
 
-/* Planes of this block failed their checksums: away with them, and with what is worth nothing without. */
-int purge_damaged(struct block *b, uint32_t keep_planes);
+/* Planes of this block failed their checksums, or are no longer anywhere: away with them, and with what is worth nothing without. */
+int purge_lost(struct block *b, uint32_t keep_planes, enum evict_reason reason);
 /* The block is about to be freed: no walk may stand on it. */
 void purges_step_over(struct block *b);
 

@@ -12,14 +12,15 @@ static void describe_planes(const struct block *b, struct cache_block_info *ret)
 	for (uint32_t p = 0; p < b->n_planes; p++) {
 		const struct block_plane *from = &b->plane[p];
 		struct cache_plane_info *to = &ret->plane[p];
-		bool held = b->held >> p & 1;
+		const bool held = b->held >> p & 1, mapped = b->mapped >> p & 1;
 
 		to->pairs = from->pairs;
 		to->bytes = from->bytes;
 		if (held) {
-			to->segment = from->extent.segment;
-			to->page = from->extent.page;
-			to->tier = from->extent.tier;
+			to->segment = mapped ? from->extent.segment : from->place.segment;
+			to->page = mapped ? from->extent.page : from->place.item;
+			to->tier = mapped ? from->extent.tier : KVG_TIER_DISK;
+			to->clean = mapped && disk_there(from->place);
 			to->value = policy_value(b->tenant->policy, &b->node, i);
 			ret->value = to->value;
 		}
@@ -36,7 +37,7 @@ static void describe(const struct block *b, struct cache_block_info *ret)
 		.tokens = b->tokens,
 		.depth = b->depth,
 		.pins = b->pins + (b->seen_stamp == b->tenant->survey ? b->seen_pins : 0),
-		.children = b->node.children,
+		.children = b->n_children,
 		.n_planes = b->n_planes,
 		.handle = b->handle,
 		.retention = block_retention(b),

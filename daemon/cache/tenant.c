@@ -40,7 +40,7 @@ static void free_blocks(struct cache_tenant *t)
 			continue;
 		}
 		index_set_planes(t->index, b->handle.slot, 0, 0);
-		block_free(b);
+		block_free(b, false);
 	}
 }
 
@@ -61,6 +61,8 @@ static struct cache_tenant *tenant_free(struct cache_tenant *t)
 	pool_tenant_free(t->pool);
 	if (t->by_slot)
 		munmap(t->by_slot, index_slots(t->index) * sizeof(*t->by_slot));
+	if (t->disk)
+		disk_tenant_free(t->disk);
 	keep_forget(t);
 	index_free(t->index);
 	free(t->name);
@@ -100,6 +102,7 @@ int tenant_make(struct cache *c, const char *name, struct index *index, struct c
 	t->index = index;
 	job_list_init(&t->starved);
 	t->purges.end = &t->purges.first;
+	t->below_end = &t->below;
 	t->high = c->o.high_watermark;
 	t->low = c->o.low_watermark;
 	t->name = strdup(name);
@@ -114,6 +117,8 @@ int tenant_make(struct cache *c, const char *name, struct index *index, struct c
 		r = policy_new(&t->policy);
 	if (r == 0)
 		r = map_slots(t);
+	if (r == 0)
+		r = mover_tenant(t);
 	if (r == 0 && !index)
 		r = keep_tenant(t);
 	if (r < 0)
@@ -159,6 +164,8 @@ void cache_tenant_limit(struct cache_tenant *t, const struct cache_limits *l)
 		t->quota = l->host_bytes;
 		evict_check(t->cache, t);
 	}
+	if (t->disk)
+		disk_tenant_limit(t->disk, l->disk_bytes);
 	if (l->floor != t->configured.floor) {
 		t->floor = l->floor;
 		tenant_floors_changed(t);
@@ -170,8 +177,8 @@ void cache_tenant_limit(struct cache_tenant *t, const struct cache_limits *l)
 bool cache_tenant_idle(const struct cache_tenant *t)
 {
 	loop_assert_owner(t->cache->loop);
-	return !t->n_blocks && !t->reserved && !t->reserved_slots && !t->pins.pages &&
-		!t->starved.first;
+	return !t->n_blocks && !t->reserved && !t->lifting && !t->reserved_slots &&
+		!t->pins.pages && !t->starved.first;
 }
 
 void cache_tenant_close(struct cache_tenant *t)
@@ -404,7 +411,7 @@ static void touch(void *userdata, struct kvg_handle h)
 	struct block *b = block_get(t, h);
 
 	if (b)
-		policy_touch(t->policy, &b->node);
+		block_touch(b);
 }
 
 static void count_touches(struct cache_tenant *t, const struct pins_drained *d)
@@ -482,7 +489,7 @@ static void walk_floors(struct cache_tenant *t)
 	for (unsigned n = 0; t->refloor && n < WALK_SLOTS; n++) {
 		struct block *b = t->by_slot[--t->refloor];
 
-		if (b)
+		if (b && b->node.held)
 			policy_set_droppable(
 				t->policy, &b->node, block_droppable_from(b, b->layout->floor));
 	}

@@ -13,6 +13,7 @@
 #include "daemon/cache/commit.h"
 #include "daemon/cache/index.h"
 #include "daemon/cache/layout.h"
+#include "daemon/cache/mover.h"
 #include "daemon/cache/pins.h"
 #include "daemon/cache/policy.h"
 #include "daemon/cache/purge.h"
@@ -45,6 +46,8 @@ struct cache_tenant {
 	struct block_list roots; /* blocks without parent */
 	uint64_t n_blocks;
 	uint64_t publications; /* ever */
+	struct block *below,
+		**below_end; /* blocks of which nothing is in memory; who left first at the front */
 
 	struct cache_layout *layouts[LAYOUTS_MAX]; /* (id - 1) % LAYOUTS_MAX */
 	uint32_t n_layouts;
@@ -59,6 +62,11 @@ struct cache_tenant {
 	uint64_t used;           /* page bytes of blocks */
 	uint64_t reserved;       /* page bytes promised to commits in flight */
 	uint64_t reserved_slots; /* one each */
+
+	struct disk_tenant *disk; /* NULL: there is no tier below */
+	uint64_t sinking;         /* page bytes on their way down, which are still used here */
+	uint64_t lifting;         /* page bytes on their way up, which are not used yet */
+	double below_worth;       /* what blocks were worth that the tier below gave up lately */
 	struct job_list
 		starved;  /* commits that wait for room and for the workers, in their order */
 	uint64_t served;  /* bytes that were packed, or a later start: who has least is next */
@@ -85,6 +93,8 @@ struct cache {
 	struct key_hasher *hasher;
 	struct commits commits;
 	struct verifications verify;
+	struct disk *disk; /* the tier below; NULL: none */
+	struct mover mover;
 	struct cache_tenant *purging, **purging_end; /* tenants with purges, by turns */
 	struct loop_timer *purge_timer;              /* armed while there are any */
 

@@ -40,16 +40,19 @@ static struct verification *of(struct work *w)
 static void read_plane(struct work *w, void *context)
 {
 	struct verification *v = of(w);
-	const struct extent *e = &v->block->plane[v->plane].extent;
+	const struct extent none = {0};
+	const struct extent *e = v->plane < v->block->n_planes ? &v->block->plane[v->plane].extent
+							       : &none;
 
 	(void)context;
-	v->good = plane_verify(e->addr, extent_bytes(e)) == 0;
+	v->good = !e->pages ||
+		plane_verify(e->addr, extent_bytes(e)) == 0; /* 0: nothing of it is in memory */
 }
 
-/* The next plane from `p` on that is held; n_planes when there is none. */
-static uint32_t next_held(const struct block *b, uint32_t p)
+/* The next plane from `p` on that is in memory; n_planes when there is none. */
+static uint32_t next_mapped(const struct block *b, uint32_t p)
 {
-	while (p < b->n_planes && !(b->held >> p & 1))
+	while (p < b->n_planes && !(b->mapped >> p & 1))
 		p++;
 	return p;
 }
@@ -60,7 +63,8 @@ static void take_away(struct block *b, uint8_t bad)
 
 	counter_add(b->layout->counters, COUNTER_CORRUPT, 0, plane_count(bad));
 	block_hide(b, (uint8_t)(b->held & (UINT8_MAX << keep)));
-	purge_damaged(b, keep); /* without memory for that, pressure takes it, being hidden */
+	purge_lost(b, keep,
+		EVICT_CORRUPT); /* without memory for that, pressure takes it, being hidden */
 }
 
 static void finish(struct cache *c)
@@ -86,9 +90,13 @@ static void read_done(struct work *w)
 	struct cache *c = v->block->tenant->cache;
 
 	c->verify.running = false;
+	if (v->plane == v->block->n_planes) {
+		finish(c);
+		return;
+	}
 	v->info.plane[v->plane].verified = v->good;
 	v->bad |= (uint8_t)(!v->good << v->plane);
-	v->plane = next_held(v->block, v->plane + 1);
+	v->plane = next_mapped(v->block, v->plane + 1);
 	if (v->plane == v->block->n_planes || c->commits.stopping)
 		finish(c);
 }
@@ -113,7 +121,7 @@ int verify_start(
 	v->work.run = read_plane;
 	v->work.done = read_done;
 	v->block = b;
-	v->plane = next_held(b, 0);
+	v->plane = next_mapped(b, 0);
 	v->done = done;
 	v->userdata = userdata;
 	v->info = *info;

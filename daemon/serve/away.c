@@ -253,9 +253,7 @@ int server_adopt(struct server *s)
 	const uint64_t began = loop_now_ns();
 	int r;
 
-	if (!s->parts.park)
-		return 0;
-	r = find_all(s->parts.park, &all);
+	r = s->parts.park ? find_all(s->parts.park, &all) : 0;
 	if (r == 0)
 		r = cache_adopt(s->parts.cache, &pinned);
 	if (r == 0)
@@ -269,7 +267,8 @@ int server_adopt(struct server *s)
 	r = make_sessions(s, &all);
 	if (r < 0)
 		return r;
-	park_drop_rest(s->parts.park);
+	if (s->parts.park)
+		park_drop_rest(s->parts.park);
 	if (s->tenants.n)
 		log_info("the last daemon's work is taken over",
 			"tenants=%lld clients_away=%lld ms=%.1f", (long long)s->tenants.n,

@@ -1,0 +1,446 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Up. What a block's readers want is one lift; a plane comes into pages of its own, is verified on the disk's thread, and shown when
+ * all better planes of its block are. Lifts stand in a queue for each plane number, and the queue of the best goes first:
+ *
+ *	queue[0]  a b c	 ->  a.0 b.0 c.0 are read, then
+ *	queue[1]  a b c	 ->  a.1 b.1 c.1 ...
+ *
+ * so a reader of many blocks can begin with the best planes of all. (Every so often the last queue has its turn, or who wants
+ * everything would wait for all who want little.) Memory is taken when a read is about to start, so what is queued costs none,
+ * and pressure makes room as for a commit.
+ */
+#include "daemon/cache/mover.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/base/log.h"
+#include "daemon/cache/evictor.h"
+#include "daemon/cache/tenant.h"
+#include "proto/plane.h"
+
+#define AHEAD       2       /* times what the disk may have in flight: read, or about to be */
+#define LAST_FIRST  8       /* of so many turns, one is the last queue's */
+#define ROUNDS_EACH 2       /* of eviction for one plane */
+#define RETRY_NS    1000000 /* when a commit holds the room: its end is not told here */
+
+struct lift {
+	struct lift *next;   /* in its queue */
+	struct block *block; /* in use */
+	struct cache_fetch *waiters;
+	uint8_t wanted;  /* bits: not mapped, and to be */
+	uint8_t loading; /* bits: being read */
+	uint8_t loaded;  /* bits: there, but a better one is not */
+	bool queued;
+};
+
+struct load {
+	struct disk_load load;
+	struct lift *lift;
+	struct extent extent;
+	uint32_t plane;
+};
+
+/* ---- the queues ---- */
+
+static uint8_t not_begun(const struct lift *l)
+{
+	return l->wanted & (uint8_t) ~(l->loading | l->loaded);
+}
+
+static void enqueue(struct lift *l)
+{
+	struct mover *m = &l->block->tenant->cache->mover;
+	const uint8_t next = not_begun(l);
+	unsigned q;
+
+	if (!next || l->queued)
+		return;
+	q = (unsigned)__builtin_ctz(next);
+	l->next = NULL;
+	l->queued = true;
+	*m->queue_end[q] = l;
+	m->queue_end[q] = &l->next;
+}
+
+static struct lift *dequeue(struct mover *m)
+{
+	const bool last = ++m->turn % LAST_FIRST == 0;
+
+	for (unsigned i = 0; i < KVG_PLANES_MAX; i++) {
+		const unsigned q = last ? KVG_PLANES_MAX - 1 - i : i;
+		struct lift *l = m->queue[q];
+
+		if (!l)
+			continue;
+		m->queue[q] = l->next;
+		if (!l->next)
+			m->queue_end[q] = &m->queue[q];
+		l->queued = false;
+		return l;
+	}
+	return NULL;
+}
+
+/* It was about to be served, and will be the first when that can be. */
+static void requeue_first(struct lift *l)
+{
+	struct mover *m = &l->block->tenant->cache->mover;
+	const unsigned q = (unsigned)__builtin_ctz(not_begun(l));
+
+	l->next = m->queue[q];
+	if (!l->next)
+		m->queue_end[q] = &l->next;
+	m->queue[q] = l;
+	l->queued = true;
+}
+
+static void take_out(struct lift *l)
+{
+	struct mover *m = &l->block->tenant->cache->mover;
+
+	for (unsigned q = 0; l->queued && q < KVG_PLANES_MAX; q++)
+		for (struct lift **at = &m->queue[q]; *at; at = &(*at)->next)
+			if (*at == l) {
+				*at = l->next;
+				if (!l->next)
+					m->queue_end[q] = at;
+				l->queued = false;
+				break;
+			}
+}
+
+/* ---- who waits ---- */
+
+static void unlink_fetch(struct cache_fetch *f)
+{
+	*f->link = f->next;
+	if (f->next)
+		f->next->link = f->link;
+	f->link = NULL;
+}
+
+void cache_fetch_cancel(struct cache_fetch *f)
+{
+	if (f->link)
+		unlink_fetch(f);
+	f->waiting = 0;
+}
+
+static void tell(struct lift *l, uint8_t planes, int error)
+{
+	struct cache_fetch *f, *next;
+
+	for (f = l->waiters; f; f = next) {
+		const uint8_t mine = f->waiting & planes;
+
+		next = f->next;
+		if (!mine)
+			continue;
+		f->waiting &= (uint8_t)~mine;
+		if (error)
+			f->error = error;
+		if (!f->waiting)
+			unlink_fetch(f);
+		f->arrived(f, mine);
+	}
+}
+
+/* ---- the end of a lift ---- */
+
+static void release_loaded(struct lift *l, uint8_t planes)
+{
+	struct block *b = l->block;
+
+	for (uint32_t p = 0; p < b->n_planes; p++)
+		if (l->loaded & planes & 1u << p) {
+			pool_release(b->tenant->pool, &b->plane[p].extent);
+			b->tenant->lifting -= extent_bytes(&b->plane[p].extent);
+			b->plane[p].extent = (struct extent){0};
+		}
+	l->loaded &= (uint8_t)~planes;
+}
+
+/* These do not come, nor do those that would be of no use without them. */
+static void fail(struct lift *l, uint32_t from, int error)
+{
+	const uint8_t planes = l->wanted & (uint8_t)(UINT8_MAX << from);
+
+	release_loaded(l, planes);
+	l->wanted &= (uint8_t)~planes;
+	tell(l, planes, error);
+}
+
+static void end_if_done(struct lift *l)
+{
+	struct block *b = l->block;
+	struct cache *c = b->tenant->cache;
+
+	if (l->wanted || l->loading)
+		return;
+	assert(!l->loaded && !l->waiters);
+	take_out(l);
+	b->lift = NULL;
+	b->uses--;
+	c->mover.lifts--;
+	free(l);
+	evict_ask_again(c);
+}
+
+/* ---- what has come ---- */
+
+static bool is_ours(const struct block *b, uint32_t plane, const struct extent *x)
+{
+	struct kvg_plane_header h;
+	struct plane_view v;
+
+	memcpy(&h, x->addr, sizeof(h));
+	return plane_open(x->addr, extent_bytes(x), &v) == 0 &&
+		!memcmp(h.fingerprint, b->layout->fingerprint, sizeof(h.fingerprint)) &&
+		v.bytes == b->plane[plane].bytes && v.pairs == b->plane[plane].pairs &&
+		v.tokens == b->tokens && h.n_planes == b->n_planes;
+}
+
+/* Shows what can be shown: the best that are not mapped yet, as far as they are there. */
+static void show(struct lift *l)
+{
+	struct block *b = l->block;
+	uint8_t shown = 0;
+
+	for (uint32_t p = 0; p < b->n_planes; p++) {
+		const uint8_t bit = (uint8_t)(1u << p);
+		const uint64_t bytes = extent_bytes(&b->plane[p].extent);
+		int r;
+
+		if (!(b->held & bit) || b->mapped & bit)
+			continue;
+		if (!(l->loaded & bit))
+			break;
+		r = block_map(b, p);
+		if (r < 0) {
+			fail(l, p, r);
+			break;
+		}
+		b->tenant->lifting -= bytes;
+		l->loaded &= (uint8_t)~bit;
+		l->wanted &= (uint8_t)~bit;
+		shown |= bit;
+		counter_add(b->layout->counters, COUNTER_PROMOTED, p, 1);
+	}
+	if (shown)
+		tell(l, shown, 0);
+}
+
+static void on_loaded(struct disk_load *load)
+{
+	struct load *x = (struct load *)((char *)load - offsetof(struct load, load));
+	struct lift *l = x->lift;
+	struct block *b = l->block;
+	struct cache_tenant *t = b->tenant;
+	struct cache *c = t->cache;
+	const uint64_t bytes = extent_bytes(&x->extent);
+	int error = load->error;
+
+	l->loading &= (uint8_t) ~(1u << x->plane);
+	c->mover.lifting -= bytes;
+	if (error == 0 && !is_ours(b, x->plane, &x->extent))
+		error = -EBADMSG;
+	if (error == 0 && l->wanted >> x->plane & 1) {
+		b->plane[x->plane].extent = x->extent;
+		l->loaded |= (uint8_t)(1u << x->plane);
+		show(l);
+	} else {
+		pool_release(t->pool, &x->extent);
+		t->lifting -= bytes;
+	}
+	if (error < 0) {
+		if (error == -EBADMSG)
+			disk_erase(c->disk, load->place);
+		else
+			disk_forget(c->disk, load->place);
+		counter_add(b->layout->counters,
+			error == -EBADMSG ? COUNTER_DISK_BAD : COUNTER_DISK_ERRORS, 0, 1);
+		mover_lose(b, x->plane, true);
+		fail(l, x->plane, error);
+	}
+	t->gauges_stale = true;
+	free(x);
+	end_if_done(l);
+	evict_check(c, t);
+	if (!c->mover.stopping)
+		loop_arm(c->mover.timer, 0, 0);
+}
+
+/* ---- starting ---- */
+
+/* Pages for it. -EAGAIN: later; -ENOSPC: nothing can make room. */
+static int take_pages(struct block *b, uint32_t plane, struct extent *ret)
+{
+	struct cache_tenant *t = b->tenant;
+	struct cache *c = t->cache;
+	const uint64_t page = 1ull << b->layout->page_shift;
+	const uint64_t size = (b->plane[plane].bytes + page - 1) & ~(page - 1);
+
+	for (unsigned i = 0; i < ROUNDS_EACH; i++) {
+		const uint64_t wanted = t->used + t->reserved + t->lifting + size;
+		enum evicted e;
+		int r = -ENOSPC;
+
+		if (wanted <= t->quota)
+			r = pool_alloc(t->pool, size, b->layout->page_shift, ret);
+		if (r != -ENOSPC)
+			return r;
+		if (!evict_may(c))
+			return -EAGAIN;
+		e = wanted > t->quota ? evict_round(t, wanted - t->quota, 0)
+				      : evict_anyone(c, size);
+		if (e == EVICTED_LATER)
+			return -EAGAIN;
+		if (e == EVICTED_NOTHING)
+			return mover_busy(c) || c->commits.reserved ? -EAGAIN : -ENOSPC;
+	}
+	return -EAGAIN;
+}
+
+static int begin(struct lift *l, uint32_t plane)
+{
+	struct block *b = l->block;
+	struct cache_tenant *t = b->tenant;
+	struct load *x = calloc(1, sizeof(*x));
+	int r;
+
+	if (!x)
+		return -ENOMEM;
+	if (!disk_there(b->plane[plane].place)) {
+		free(x);
+		return -ENOENT;
+	}
+	r = take_pages(b, plane, &x->extent);
+	if (r < 0) {
+		free(x);
+		return r;
+	}
+	x->lift = l;
+	x->plane = plane;
+	x->load.place = b->plane[plane].place;
+	x->load.addr = x->extent.addr;
+	x->load.key = &b->key;
+	x->load.plane = plane;
+	x->load.done = on_loaded;
+	l->loading |= (uint8_t)(1u << plane);
+	t->lifting += extent_bytes(&x->extent);
+	t->cache->mover.lifting += extent_bytes(&x->extent);
+	disk_load(t->cache->disk, &x->load);
+	return 0;
+}
+
+void mover_lift(struct cache *c)
+{
+	struct mover *m = &c->mover;
+	struct lift *l;
+
+	while (!m->stopping && m->lifting < AHEAD * c->o.disk.in_flight_bytes && (l = dequeue(m))) {
+		const uint8_t next = not_begun(l);
+		int r = next ? begin(l, (uint32_t)__builtin_ctz(next)) : 0;
+
+		if (r == -EAGAIN) {
+			requeue_first(l);
+			if (!mover_busy(c))
+				loop_arm(m->timer, RETRY_NS, 0);
+			return;
+		}
+		if (r < 0)
+			fail(l, (uint32_t)__builtin_ctz(next), r);
+		enqueue(l);
+		end_if_done(l);
+	}
+}
+
+/* ---- asking ---- */
+
+/* The best planes that together hold this share of the pairs, one at least; all, if they hold less. */
+static uint8_t planes_for(const struct block *b, float retention)
+{
+	const double enough = (double)retention * (double)b->pairs * (1 - 1e-6);
+	const uint8_t shown = block_shown(b);
+	uint64_t there = 0;
+	uint8_t planes = 0;
+
+	for (uint32_t p = 0; p < b->n_planes; p++) {
+		if (!(shown >> p & 1))
+			continue;
+		if (planes && (double)there >= enough)
+			break;
+		there += b->plane[p].pairs;
+		planes |= (uint8_t)(1u << p);
+	}
+	return planes;
+}
+
+static struct lift *lift_of(struct block *b)
+{
+	struct lift *l = b->lift;
+
+	if (l)
+		return l;
+	l = calloc(1, sizeof(*l));
+	if (!l)
+		return NULL;
+	l->block = b;
+	b->lift = l;
+	b->uses++;
+	b->tenant->cache->mover.lifts++;
+	return l;
+}
+
+uint8_t cache_fetch(
+	struct cache_tenant *t, struct kvg_handle h, float retention, struct cache_fetch *f)
+{
+	struct cache *c = t->cache;
+	struct block *b;
+	struct lift *l;
+	uint8_t planes;
+
+	loop_assert_owner(c->loop);
+	if (f) {
+		f->waiting = 0;
+		f->error = 0;
+		f->link = NULL;
+	}
+	b = block_get(t, h);
+	planes = b ? planes_for(b, retention) & (uint8_t)~b->mapped : 0;
+	if (!planes || c->mover.stopping)
+		return 0;
+	l = lift_of(b);
+	if (!l) {
+		if (f)
+			f->error = -ENOMEM;
+		return 0;
+	}
+	l->wanted |= planes;
+	if (f) {
+		f->waiting = planes;
+		f->next = l->waiters;
+		f->link = &l->waiters;
+		if (f->next)
+			f->next->link = &f->next;
+		l->waiters = f;
+	}
+	enqueue(l);
+	loop_arm(c->mover.timer, 0, 0);
+	return planes;
+}
+
+void mover_lifts_fini(struct cache *c)
+{
+	struct lift *l;
+
+	while ((l = dequeue(&c->mover))) {
+		fail(l, 0, -ESHUTDOWN);
+		end_if_done(l);
+	}
+	assert(!c->mover.lifts);
+}

@@ -1,0 +1,473 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Planes go down, the least valuable first, and come back with every byte; what the tier below loses is a miss. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+#include <errno.h>
+
+#include "daemon/cache/evictor.h"
+#include "daemon/cache/tenant.h"
+#include "tests/unit/cache_fixture.h"
+#include "tests/unit/disk_ram.h"
+
+#define BLOCKS 400 /* several times what fits */
+#define CHAIN  8
+
+static struct fixture f;
+static const char *const path[] = {"ram"};
+static struct kvg_key key[BLOCKS];
+
+static void start(uint64_t slots)
+{
+	fixture_options(&f);
+	if (slots)
+		f.o.index_slots = slots;
+	f.o.disk = (struct cache_disk_options){
+		.paths = path, .n_paths = 1, .in_flight_bytes = 1 << 20};
+	fixture_start(&f);
+}
+
+static int setup(void **state)
+{
+	*state = &f;
+	disk_ram_reset();
+	start(0);
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	(void)state;
+	run_loop(&f, 20);
+	assert_int_equal(cache_check(f.cache), 0);
+	fixture_stop(&f);
+	return 0;
+}
+
+static struct block *find(unsigned i)
+{
+	return block_find(f.tenant, f.layout->id, &key[i]);
+}
+
+static int put(unsigned i, uint64_t seed)
+{
+	return put_block(&f, f.layout, seed, i % CHAIN ? &key[i - 1] : NULL, &key[i]);
+}
+
+static void fill(void)
+{
+	for (unsigned i = 0; i < BLOCKS; i++)
+		assert_int_equal(put(i, i), KVG_CODE_OK);
+	run_loop(&f, 50);
+}
+
+/* A leaf of which nothing is in memory. */
+static unsigned cold_leaf(void)
+{
+	unsigned i = 0;
+
+	while (i < BLOCKS && (find(i)->mapped || find(i)->n_children))
+		i++;
+	assert_true(i < BLOCKS);
+	return i;
+}
+
+/* ---- a reader ---- */
+
+struct reader {
+	struct cache_fetch fetch;
+	struct kvg_handle handle;
+	uint8_t planes; /* that ended */
+};
+
+static void on_arrived(struct cache_fetch *fetch, uint8_t planes)
+{
+	struct reader *r = (struct reader *)((char *)fetch - offsetof(struct reader, fetch));
+
+	assert_true(planes && !(r->planes & planes));
+	r->planes |= planes;
+}
+
+static void ask(unsigned i, float min, float want, struct reader *r)
+{
+	struct cache_block_result at;
+
+	*r = (struct reader){.fetch = {.arrived = on_arrived}};
+	assert_int_equal(cache_acquire(f.tenant, f.layout, &key[i], min, &at), KVG_CODE_OK);
+	r->handle = at.handle;
+	cache_fetch(f.tenant, at.handle, want, &r->fetch);
+}
+
+static void wait_for(struct reader *r)
+{
+	for (unsigned n = 0; r->fetch.waiting && n < 10000; n++)
+		loop_run_once(f.loop, 10);
+	assert_int_equal(r->fetch.waiting, 0);
+}
+
+static void check_content(unsigned i, float retention)
+{
+	const struct block *b = find(i);
+	uint64_t pairs = 0;
+
+	assert_non_null(b);
+	for (uint32_t p = 0; p < b->n_planes; p++)
+		if (b->mapped >> p & 1)
+			pairs += content_check(
+				i, b->plane[p].extent.addr, extent_bytes(&b->plane[p].extent), p);
+	assert_true((double)pairs >= (double)retention * (double)b->pairs * (1 - 1e-6));
+}
+
+static void read_all(unsigned i)
+{
+	struct reader r;
+
+	ask(i, 1.0f, 1.0f, &r);
+	wait_for(&r);
+	assert_int_equal(r.fetch.error, 0);
+	check_content(i, 1.0f);
+	cache_release(f.tenant, r.handle);
+}
+
+/* ---- down and up ---- */
+
+static void test_nothing_is_lost(void **state)
+{
+	unsigned below = 0, split = 0;
+
+	(void)state;
+	fill();
+	assert_int_equal(cache_check(f.cache), 0);
+	for (unsigned i = 0; i < BLOCKS; i++) {
+		const struct block *b = find(i);
+
+		assert_non_null(b);
+		assert_true(b->held == b->planes && block_retention(b) == 1.0f);
+		below += !b->mapped;
+		split += b->mapped && b->mapped != b->held;
+	}
+	assert_true(below > BLOCKS / 4 && split > 0);
+	assert_true(f.tenant->used <= f.o.host_bytes);
+	for (unsigned i = 0; i < BLOCKS; i++)
+		read_all(i);
+	assert_int_equal(cache_check(f.cache), 0);
+	for (unsigned i = 0; i < BLOCKS; i++)
+		assert_true(find(i)->held == find(i)->planes);
+}
+
+/* What came up did not change, as nothing ever does, and goes down again without being written. */
+static void test_clean_sinks_for_nothing(void **state)
+{
+	uint64_t stores;
+
+	(void)state;
+	fill();
+	for (unsigned i = 0; i < BLOCKS; i++)
+		read_all(i);
+	stores = disk_ram.stores;
+	for (unsigned i = 0; i < BLOCKS; i++)
+		read_all(i);
+	assert_true(disk_ram.stores - stores < BLOCKS / 4); /* some had never been written */
+}
+
+static void test_best_planes_of_all_come_first(void **state)
+{
+	struct reader r[32];
+	unsigned others = 0, n = 0, last = 0;
+
+	(void)state;
+	fill();
+	disk_ram.loads = 0;
+	for (unsigned i = 0; i < BLOCKS && n < 32; i++)
+		if (!find(i)->mapped)
+			ask(last = i, 1.0f, 1.0f, &r[n++]);
+	assert_int_equal(n, 32);
+	for (unsigned i = 0; i < 32; i++)
+		wait_for(&r[i]);
+	for (unsigned i = 0; i < 32; i++)
+		others += disk_ram.order[i] != 0;
+	assert_true(others <= 5); /* one turn in eight is another's */
+	check_content(last, 1.0f);
+	for (unsigned i = 0; i < 32; i++)
+		cache_release(f.tenant, r[i].handle);
+}
+
+static void test_part_of_a_block(void **state)
+{
+	struct reader r;
+	unsigned i;
+
+	(void)state;
+	fill();
+	i = cold_leaf();
+	ask(i, .2f, .2f, &r);
+	wait_for(&r);
+	check_content(i, .2f);
+	assert_true(find(i)->mapped != find(i)->held);
+	cache_release(f.tenant, r.handle);
+	ask(i, 0.0f, 0.0f, &r);
+	assert_int_equal(r.fetch.waiting, 0); /* the best plane is there */
+	cache_release(f.tenant, r.handle);
+}
+
+/* Who has it pinned while it is on its way down keeps it. */
+static void test_read_on_the_way_down(void **state)
+{
+	struct pin_page *page = pin_page_new();
+	unsigned sinking = 0, n = 0;
+
+	(void)state;
+	cache_pins_attach(f.tenant, page);
+	disk_ram.hold_stores = true;
+	for (; n < 60; n++)
+		assert_int_equal(put(n, n), KVG_CODE_OK);
+	assert_int_equal(evict_round(f.tenant, 400000, 0), EVICTED_LATER);
+	for (unsigned i = 0; i < n; i++)
+		if (find(i)->sinking) {
+			page_pin(page, sinking++, find(i)->handle);
+			assert_true(find(i)->mapped == find(i)->held);
+		}
+	assert_true(sinking > 0);
+	disk_ram.hold_stores = false;
+	disk_ram_let_go(f.cache->disk);
+	run_loop(&f, 20);
+	for (unsigned i = 0; i < n; i++)
+		assert_true(find(i)->mapped == find(i)->held && !find(i)->sinking);
+	assert_true(disk_ram_live() > 0);
+	cache_pins_detach(f.tenant, page);
+	pin_page_free(page);
+}
+
+/* ---- what does not work ---- */
+
+/* Damage is a miss of that plane and of what is worse; what is better can still be read. */
+static void test_damage(void **state)
+{
+	struct cache_block_result at;
+	struct reader r;
+	unsigned i;
+
+	(void)state;
+	fill();
+	i = cold_leaf();
+	disk_ram_damage(&key[i], 1);
+	ask(i, 1.0f, 1.0f, &r);
+	wait_for(&r);
+	assert_int_equal(r.fetch.error, -EBADMSG);
+	assert_int_equal(cache_look(f.tenant, r.handle, &at), KVG_CODE_OK);
+	assert_int_equal(at.mapped, 1);
+	assert_int_equal(at.held, 1);
+	check_content(i, .1f);
+	cache_release(f.tenant, r.handle);
+	assert_int_equal(
+		cache_acquire(f.tenant, f.layout, &key[i], 1.0f, &at), KVG_CODE_BELOW_RETENTION);
+	run_loop(&f, 20);
+	assert_int_equal(find(i)->held, 1);
+}
+
+static void test_damaged_best_plane(void **state)
+{
+	struct reader r;
+	unsigned i;
+
+	(void)state;
+	fill();
+	i = cold_leaf();
+	disk_ram_damage(&key[i], 0);
+	ask(i, 1.0f, 1.0f, &r);
+	wait_for(&r);
+	assert_int_equal(r.fetch.error, -EBADMSG);
+	assert_null(find(i)); /* a miss at once, whoever has it pinned */
+	cache_release(f.tenant, r.handle);
+	run_loop(&f, 20);
+	assert_int_equal(put(i, i), KVG_CODE_OK); /* and can be put anew */
+	check_content(i, 1.0f);
+}
+
+static void test_read_error(void **state)
+{
+	struct reader r;
+	unsigned i;
+
+	(void)state;
+	fill();
+	i = cold_leaf();
+	disk_ram.load_error = -EIO;
+	ask(i, 1.0f, 1.0f, &r);
+	wait_for(&r);
+	disk_ram.load_error = 0;
+	assert_int_equal(r.fetch.error, -EIO);
+	assert_null(find(i));
+	cache_release(f.tenant, r.handle);
+}
+
+/* A disk that takes nothing is as good as none: blocks leave for good, leaf before root. */
+static void test_refusals(void **state)
+{
+	static const int refusals[] = {-ENOSPC, -EDQUOT, -EROFS};
+
+	(void)state;
+	for (unsigned k = 0; k < 3; k++) {
+		unsigned there = 0;
+
+		disk_ram.refuse_store = refusals[k];
+		for (unsigned i = 0; i < BLOCKS; i++)
+			assert_int_equal(put(i, 1000 * (k + 1) + i), KVG_CODE_OK);
+		for (unsigned i = 0; i < BLOCKS; i++)
+			there += find(i) != NULL;
+		assert_true(there > 0 && there < BLOCKS);
+		assert_int_equal(disk_ram.stores, 0);
+		assert_int_equal(cache_check(f.cache), 0);
+	}
+}
+
+/* Writes fail, and nothing leaves memory because of them; when the disk says so, blocks go. */
+static void test_write_errors(void **state)
+{
+	(void)state;
+	disk_ram.store_error = -EIO;
+	for (unsigned i = 0; i < 60; i++)
+		assert_int_equal(put(i, i), KVG_CODE_OK);
+	for (unsigned n = 0; n < 20; n++) {
+		evict_round(f.tenant, 400000, 0);
+		run_loop(&f, 5);
+	}
+	assert_true(disk_ram.stores > 0);
+	for (unsigned i = 0; i < 60; i++)
+		assert_true(find(i) && find(i)->mapped == find(i)->planes);
+	disk_ram.refuse_store = -EROFS;
+	assert_int_equal(evict_round(f.tenant, 400000, 0), EVICTED_SOME);
+}
+
+/* The log makes room: what was read since it was written stays, the rest goes with all that hangs on it. */
+static void test_the_log_gives_up(void **state)
+{
+	unsigned there = 0;
+
+	(void)state;
+	fill();
+	for (unsigned i = 0; i < CHAIN; i++)
+		find(i)->used = UINT8_MAX;
+	assert_true(disk_ram_clean(f.cache->disk) > 0);
+	run_loop(&f, 50);
+	assert_int_equal(cache_check(f.cache), 0);
+	for (unsigned i = 0; i < CHAIN; i++)
+		assert_true(find(i) && find(i)->held);
+	for (unsigned i = CHAIN; i < BLOCKS; i++) {
+		const struct block *b = find(i);
+
+		there += b != NULL;
+		assert_true(!b || b->held == b->mapped);
+		assert_true(!b || i % CHAIN == 0 || find(i - 1));
+	}
+	assert_true(there > 0 && there < BLOCKS - CHAIN);
+}
+
+static void test_purge_erases(void **state)
+{
+	struct cache_purge_result gone;
+
+	(void)state;
+	fill();
+	cache_purge(f.tenant, 0, NULL, 0, &gone);
+	assert_int_equal(gone.blocks, BLOCKS);
+	assert_int_equal(f.tenant->n_blocks, 0);
+	assert_int_equal(disk_ram_live(), 0);
+	assert_true(disk_ram.erased > 0);
+}
+
+/* Slots run out before memory does: blocks that are only below make way, too. */
+static void test_slots(void **state)
+{
+	(void)state;
+	fixture_stop(&f);
+	disk_ram_reset();
+	start(128);
+	fill();
+	assert_true(f.tenant->n_blocks <= 128 && f.tenant->n_blocks > 64);
+}
+
+/* ---- the next daemon, to which nobody keeps memory ---- */
+
+static void drained(void *userdata)
+{
+	*(bool *)userdata = true;
+}
+
+static void restart(void)
+{
+	assert_int_equal(cache_check(f.cache), 0);
+	fixture_stop(&f);
+	start(0);
+}
+
+static void test_cold_start(void **state)
+{
+	bool done = false;
+
+	(void)state;
+	fill();
+	cache_drain(f.cache, loop_now_ns() + 60000000000ull, drained, &done);
+	for (unsigned n = 0; !done && n < 10000; n++)
+		loop_run_once(f.loop, 10);
+	assert_true(done);
+	restart();
+	assert_int_equal(f.tenant->n_blocks, BLOCKS);
+	assert_int_equal(f.tenant->used, 0);
+	for (unsigned i = 0; i < BLOCKS; i++)
+		read_all(i);
+}
+
+/* Without a drain: what had gone down, as far as it hangs together. */
+static void test_crash_start(void **state)
+{
+	unsigned there = 0;
+
+	(void)state;
+	fill();
+	restart();
+	for (unsigned i = 0; i < BLOCKS; i++) {
+		struct reader r;
+
+		if (!find(i))
+			continue;
+		there++;
+		assert_true(i % CHAIN == 0 || find(i - 1));
+		ask(i, 0.0f, 1.0f, &r);
+		wait_for(&r);
+		assert_int_equal(r.fetch.error, 0);
+		check_content(i, 0.0f);
+		assert_true(find(i)->mapped == find(i)->held);
+		cache_release(f.tenant, r.handle);
+	}
+	assert_true(there > 0 && there < BLOCKS);
+}
+
+int main(void)
+{
+#define T(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+	const struct CMUnitTest tests[] = {
+		T(test_nothing_is_lost),
+		T(test_clean_sinks_for_nothing),
+		T(test_best_planes_of_all_come_first),
+		T(test_part_of_a_block),
+		T(test_read_on_the_way_down),
+		T(test_damage),
+		T(test_damaged_best_plane),
+		T(test_read_error),
+		T(test_refusals),
+		T(test_write_errors),
+		T(test_the_log_gives_up),
+		T(test_purge_erases),
+		T(test_slots),
+		T(test_cold_start),
+		T(test_crash_start),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
