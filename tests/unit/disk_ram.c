@@ -15,6 +15,7 @@ struct disk_tenant {
 	char name[256];
 	void *owner;
 	struct disk *disk;
+	struct disk_tenant *next;
 };
 
 struct stored {
@@ -37,6 +38,7 @@ struct disk {
 	struct disk_store *stores, **stores_end;
 	struct disk_load *loads, **loads_end;
 	struct disk_sync *syncs;
+	struct disk_tenant *tenants;
 };
 
 struct disk_ram disk_ram = {.free_segments = 8, .segments = 8};
@@ -195,6 +197,8 @@ struct disk *disk_close(struct disk *d)
 	while (d->stores || d->loads || d->syncs)
 		disk_ram_let_go(d);
 	loop_del_timer(d->timer);
+	while (d->tenants)
+		disk_tenant_free(d->tenants);
 	free(d);
 	return NULL;
 }
@@ -228,12 +232,18 @@ int disk_tenant_new(struct disk *d, const char *name, void *owner, struct disk_t
 	strcpy(t->name, name);
 	t->owner = owner;
 	t->disk = d;
-	*ret = t;
+	t->next = d->tenants;
+	*ret = d->tenants = t;
 	return 0;
 }
 
 struct disk_tenant *disk_tenant_free(struct disk_tenant *t)
 {
+	struct disk_tenant **at = &t->disk->tenants;
+
+	while (*at != t)
+		at = &(*at)->next;
+	*at = t->next;
 	free(t);
 	return NULL;
 }

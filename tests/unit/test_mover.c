@@ -354,7 +354,7 @@ static void test_the_log_gives_up(void **state)
 	for (unsigned i = 0; i < CHAIN; i++)
 		find(i)->used = UINT8_MAX;
 	assert_true(disk_ram_clean(f.cache->disk) > 0);
-	run_loop(&f, 50);
+	run_loop(&f, 4 * BLOCKS);
 	assert_int_equal(cache_check(f.cache), 0);
 	for (unsigned i = 0; i < CHAIN; i++)
 		assert_true(find(i) && find(i)->held);
