@@ -11,7 +11,8 @@
  * doubts it can have looked at. The exception are planes that were hidden and are pinned: the evictor was about to put
  * them back, or they are damaged, and only their bytes tell.
  *
- * Planes in other tiers than the host's are not here any more; a block whose best plane is there goes.
+ * What the index says to lie below is taken at its word until the disk was asked (recover.c), which alone knows; a daemon that has
+ * no disk any more lets it go.
  */
 #include "daemon/cache/adopt.h"
 
@@ -26,7 +27,9 @@
 
 struct candidate {
 	uint32_t child, sibling; /* slots; KVG_SLOT_NONE */
-	uint8_t there, shown;    /* planes that are kept, and those of them that readers will see */
+	uint8_t there,
+		shown; /* planes that are kept in memory, and those of them that readers will see */
+	uint8_t below; /* planes that are kept, and lie below */
 	bool claimed;
 	float mass[KVG_PLANES_MAX];
 };
@@ -88,10 +91,10 @@ static uint8_t unbroken(const struct kvg_shm_entry *e, uint8_t there)
 	return best;
 }
 
-static uint8_t in_host(const struct kvg_shm_entry *e, uint8_t planes)
+static uint8_t in_tier(const struct kvg_shm_entry *e, uint8_t planes, uint8_t tier)
 {
 	for (uint32_t p = 0; p < e->n_planes; p++)
-		if (e->plane[p].tier != KVG_TIER_HOST)
+		if (e->plane[p].tier != tier)
 			planes &= (uint8_t) ~(1u << p);
 	return planes;
 }
@@ -109,7 +112,7 @@ static void on_claim(void *userdata, const struct index_claim *c)
 	struct candidate *to = &a->candidate[c->slot];
 	const struct kvg_handle h = {.slot = c->slot, .gen = c->gen};
 	struct extent extent[KVG_PLANES_MAX];
-	uint8_t there = c->there;
+	uint8_t there = c->there, below = 0;
 
 	if (!layout_fits(cache_layout_get(a->tenant, c->entry.layout), &c->entry)) {
 		a->lost.unknown++;
@@ -119,8 +122,11 @@ static void on_claim(void *userdata, const struct index_claim *c)
 		!(a->pinned->pinned &&
 			a->pinned->pinned(a->pinned->userdata, a->tenant->number, h)))
 		there = c->shown;
-	there = unbroken(&c->entry, in_host(&c->entry, there));
-	if (!(there & 1)) {
+	if (a->tenant->disk)
+		below = in_tier(&c->entry, c->shown, KVG_TIER_DISK);
+	there = unbroken(&c->entry, in_tier(&c->entry, there, KVG_TIER_HOST));
+	below = unbroken(&c->entry, there | below) & (uint8_t)~there;
+	if (!((there | below) & 1)) {
 		a->lost.misplaced += c->shown != 0;
 		return;
 	}
@@ -133,6 +139,7 @@ static void on_claim(void *userdata, const struct index_claim *c)
 		.sibling = KVG_SLOT_NONE,
 		.there = there,
 		.shown = c->shown & there,
+		.below = c->shown == (c->shown | there) ? below : 0, /* not behind what is hidden */
 		.claimed = true,
 	};
 }
@@ -169,6 +176,7 @@ static void describe(const struct adoption *a, uint32_t slot, struct block_found
 		.entry = e,
 		.there = c->there,
 		.shown = c->shown,
+		.below = c->below,
 	};
 	memcpy(ret->mass, c->mass, sizeof(ret->mass));
 	for (uint32_t p = 0; p < e->n_planes; p++) {
@@ -296,9 +304,9 @@ static void put_right(struct cache_tenant *t, const struct block_found *f)
 	const struct kvg_shm_entry *e = f->entry;
 	uint8_t gone = 0;
 
-	index_set_planes(t->index, f->handle.slot, f->shown, f->shown);
+	index_set_planes(t->index, f->handle.slot, f->shown | f->below, f->shown);
 	for (uint32_t p = 0; p < e->n_planes; p++)
-		if (!(f->there >> p & 1) && e->plane[p].tier != KVG_TIER_NONE)
+		if (!((f->there | f->below) >> p & 1) && e->plane[p].tier != KVG_TIER_NONE)
 			gone |= (uint8_t)(1u << p);
 	if (gone)
 		index_drop_planes(t->index, f->handle.slot, gone);
@@ -315,7 +323,7 @@ static int enter(struct adoption *a, uint32_t slot)
 	describe(a, slot, &f);
 	parent = f.entry->parent == KVG_SLOT_NONE ? NULL : t->by_slot[f.entry->parent];
 	put_right(t, &f);
-	twice = f.shown && index_find(t->index, f.entry->layout, &f.entry->key) != slot;
+	twice = (f.shown | f.below) && index_find(t->index, f.entry->layout, &f.entry->key) != slot;
 	a->lost.doubles += twice;
 	if (!twice && (parent || f.entry->parent == KVG_SLOT_NONE)) {
 		r = block_adopt(t, cache_layout_get(t, f.entry->layout), &f, parent, &b);

@@ -366,7 +366,8 @@ static struct block *block_remake(struct cache_tenant *t, struct cache_layout *l
 	b->parent = parent;
 	b->tokens = e->tokens;
 	b->depth = e->depth;
-	b->held = b->mapped = f->there;
+	b->held = f->there | f->below;
+	b->mapped = f->there;
 	b->hidden = f->there & (uint8_t)~f->shown;
 	b->node.parent = policy_parent(parent);
 	for (uint32_t p = 0; p < e->n_planes; p++) {
@@ -391,12 +392,12 @@ int block_adopt(struct cache_tenant *t, struct cache_layout *l, const struct blo
 
 	if (!b)
 		return -ENOMEM;
-	r = policy_insert(t->policy, &b->node);
+	r = b->mapped ? policy_insert(t->policy, &b->node) : 0;
 	if (r < 0) {
 		free(b);
 		return r;
 	}
-	if (b->mapped != b->planes)
+	if (b->mapped && b->mapped != b->planes)
 		policy_shrink(t->policy, &b->node, plane_count(b->mapped));
 	enter(b);
 	*ret = b;

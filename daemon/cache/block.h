@@ -56,8 +56,8 @@ struct block {
 	uint8_t hidden;    /* bits: damaged, or behind what is; readers do not see them */
 	uint8_t sinking;   /* bits: on their way down */
 	uint8_t leaving;   /* bits: have arrived there, and are to leave memory */
-	uint8_t used;       /* bits: read since they were written below, or kept there */
-	bool touched;       /* since planes of it were last sent down */
+	uint8_t used;      /* bits: read since they were written below, or kept there */
+	bool touched;      /* since planes of it were last sent down */
 	bool lost;         /* in the mover's list of blocks that lost planes */
 	struct lift *lift; /* on its way up; NULL */
 	struct block *below_next,
@@ -81,12 +81,12 @@ int block_publish(struct cache_tenant *t, struct cache_layout *l, const struct p
 	struct block *parent, struct block **ret);
 /*
  * As it stands in the index already, under this handle: the planes in `there` lie in these extents, those of them that are not
- * `shown` are hidden. -ENOMEM.
+ * `shown` are hidden; those in `below` are said to lie below, and have no place yet. -ENOMEM.
  */
 struct block_found {
 	struct kvg_handle handle;
 	const struct kvg_shm_entry *entry;
-	uint8_t there, shown;
+	uint8_t there, shown, below;
 	struct extent extent[KVG_PLANES_MAX];
 	float mass[KVG_PLANES_MAX];
 };

@@ -30,7 +30,7 @@ struct recovery {
 	struct block **here; /* [n_here]: blocks in the index that got planes */
 	size_t n_here, here_room;
 	struct cache_layout *layout; /* of the last record */
-	uint64_t recovered, unknown, orphans, full;
+	uint64_t recovered, unknown, orphans, full, missing;
 };
 
 /* ---- finding again ---- */
@@ -197,12 +197,10 @@ static void *on_plane(
 	b = slot != KVG_SLOT_NONE ? t->by_slot[slot] : candidate_for(r, l, record);
 	if (!b || !fits(b, record) || disk_there(b->plane[record->plane].place))
 		return NULL;
-	if (slot != KVG_SLOT_NONE) {
-		if (!remember_here(r, b))
-			return NULL;
-	} else {
+	if (slot != KVG_SLOT_NONE && !remember_here(r, b))
+		return NULL;
+	if (!(b->mapped >> record->plane & 1))
 		set_mass(b, record->plane, record->mass);
-	}
 	block_place(b, record->plane, place);
 	return b;
 }
@@ -264,10 +262,26 @@ static bool enter(struct recovery *r, struct candidate *c)
 	return true;
 }
 
+/* The index said that planes lie below, and they do not. */
+static void cut_missing(struct recovery *r, struct cache_tenant *t)
+{
+	for (struct block *b = t->roots.first ? block_first(&t->roots) : NULL; b;
+		b = block_next(b)) {
+		const uint8_t missing = b->held & (uint8_t) ~(b->mapped | block_below(b));
+
+		if (!missing)
+			continue;
+		r->missing++;
+		mover_lose(b, (uint32_t)__builtin_ctz(missing), true);
+	}
+}
+
 static void enter_all(struct recovery *r)
 {
 	for (size_t i = 0; i < r->n_here; i++)
 		block_regain(r->here[i], unbroken(r->here[i]));
+	for (struct cache_tenant *t = r->cache->tenants; t; t = t->next)
+		cut_missing(r, t);
 	if (r->n)
 		qsort(r->candidate, r->n, sizeof(*r->candidate), by_depth);
 	for (size_t i = 0; i < r->n; i++)
@@ -291,17 +305,16 @@ int mover_recover(struct cache *c)
 		return 0;
 	error = disk_recover(c->disk, &found);
 	enter_all(&r);
-	for (struct cache_tenant *t = c->tenants; t; t = t->next) {
+	for (struct cache_tenant *t = c->tenants; t; t = t->next)
 		tenant_gauges(t);
-	}
-	if (r.recovered || r.n_here || r.orphans || r.unknown)
+	if (r.recovered || r.n_here || r.orphans || r.unknown || r.missing)
 		log_info("what is on disk is known again",
-			"blocks=%llu blocks_in_memory_too=%zu without_parent_or_best_plane=%llu "
-			"unknown=%llu "
-			"no_slot=%llu ms=%.1f",
+			"blocks=%llu planes_of_blocks_in_memory=%zu "
+			"without_parent_or_best_plane=%llu unknown_layout=%llu no_slot=%llu "
+			"not_on_disk=%llu ms=%.1f",
 			(unsigned long long)r.recovered, r.n_here, (unsigned long long)r.orphans,
 			(unsigned long long)r.unknown, (unsigned long long)r.full,
-			(double)(loop_now_ns() - began) / 1e6);
+			(unsigned long long)r.missing, (double)(loop_now_ns() - began) / 1e6);
 	free(r.candidate);
 	free(r.table);
 	free(r.here);
