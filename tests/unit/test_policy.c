@@ -555,6 +555,70 @@ static void test_any_order_of_operations(void **unused)
 		assert_false(node[i].held);
 }
 
+/* With a tier below, floors do not count: whatever is worth least sinks first, the last plane of one or all of another. */
+static void test_the_least_sinks(void **unused)
+{
+	enum {
+		N = SAMPLE / 2
+	};
+	static struct policy_node node[N];
+	unsigned blocks = 0, mixed = 0;
+	struct policy_node *v;
+	uint32_t keep;
+
+	(void)unused;
+	policy_set_lower(policy);
+	for (unsigned i = 0; i < N; i++)
+		insert(&node[i], NULL, i, PLANES);
+	for (unsigned i = 0; i < 20 * N; i++)
+		policy_touch(policy, &node[random_below(N) * random_below(N) / N]);
+	while (blocks < N) {
+		v = policy_least(policy, &keep);
+		if (!v)
+			continue; /* the young go when nothing else is left */
+		for (unsigned i = 0; i < N; i++)
+			if (node[i].held > 1 && keep)
+				assert_true(policy_value(policy, &node[i], node[i].held - 1) >=
+					policy_value(policy, v, keep));
+		assert_true(!keep || keep == v->held - 1);
+		mixed += keep && blocks;
+		blocks += !keep;
+		take(v, keep);
+	}
+	assert_true(mixed > 0); /* not first all planes, then all blocks */
+	assert_null(policy_least(policy, &keep));
+}
+
+/* What is on its way is offered to nobody, and what came back may go again. */
+static void test_on_the_way(void **unused)
+{
+	static struct policy_node node[4];
+	uint32_t keep;
+
+	(void)unused;
+	policy_set_lower(policy);
+	for (unsigned i = 0; i < 4; i++)
+		insert(&node[i], NULL, i, 1);
+	policy_hold(policy, &node[0]);
+	for (unsigned i = 0; i < 3 * PLANES; i++) {
+		struct policy_node *v = policy_least(policy, &keep);
+
+		policy_touch(policy, &node[0]); /* no use wakes it */
+		if (!v)
+			continue;
+		assert_ptr_not_equal(v, &node[0]);
+		take(v, keep);
+	}
+	policy_shrink(policy, &node[0], 2);
+	policy_let_go(policy, &node[0]);
+	assert_ptr_equal(policy_least(policy, &keep), &node[0]);
+	assert_int_equal(keep, 1);
+	policy_grow(policy, &node[0], PLANES);
+	assert_int_equal(node[0].held, PLANES);
+	assert_ptr_equal(policy_victim(policy, false, &keep), &node[0]);
+	assert_int_equal(keep, PLANES - 1);
+}
+
 static void test_a_million(void **unused)
 {
 	const unsigned n = 1000000;
@@ -601,6 +665,8 @@ int main(void)
 		TEST(test_a_fork_supersedes_what_it_leaves),
 		TEST(test_it_learns),
 		TEST(test_degenerate),
+		TEST(test_the_least_sinks),
+		TEST(test_on_the_way),
 		TEST(test_any_order_of_operations),
 		TEST(test_a_million),
 	};
