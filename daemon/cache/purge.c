@@ -10,7 +10,8 @@
  * Meanwhile everything goes on, so the walk has to bear it. A block that goes, for whatever reason, is stepped over
  * (purges_step_over()). A block that comes is never met by intention: it carries the number of its publication, and a
  * purge takes only what was published before it was asked for. So a purge ends, however much is committed meanwhile;
- * what is committed on top of a block that is to go keeps that block, as a pin does.
+ * what is committed on top of a block that is to go keeps that block, as a pin does. What is on its way between the tiers is
+ * waited for: the transfer ends whoever wants the block gone.
  */
 #include "daemon/cache/purge.h"
 
@@ -25,6 +26,8 @@
 #define SLICE_LOOKS                                                                                \
 	1024 /* blocks passed in one turn, whether they go or not: well below a millisecond */
 
+#define STALL_NS 1000000 /* a transfer takes about as long */
+
 struct cache_purge {
 	struct cache_purge *next;
 	struct cache_tenant *tenant;
@@ -35,6 +38,8 @@ struct cache_purge {
 	struct block *at, *last;
 	bool down; /* what hangs below `at` was not walked yet */
 	bool begun;
+	bool patient; /* waits for what is on its way between the tiers */
+	bool stalled; /* and does so now */
 	cache_purge_fn done;
 	void *userdata;
 	struct cache_purge_result sum;
@@ -92,6 +97,11 @@ static void look(struct cache_purge *p, struct evict_batch *e)
 		p->at = b->children.first;
 		return;
 	}
+	p->stalled = p->patient && !b->pins && (b->sinking || b->lift);
+	if (p->stalled) {
+		p->down = false; /* its children were walked */
+		return;
+	}
 	advance(p);
 	if ((p->layout && b->layout->id != p->layout) || after == b->held ||
 		b->published > p->until)
@@ -109,7 +119,8 @@ static bool slice(struct cache_purge *p)
 	bool more = true;
 
 	evict_batch_init(&e, p->tenant, p->reason);
-	for (unsigned n = 0; more && n < SLICE_LOOKS && e.n < PIN_SET_MAX; n++) {
+	p->stalled = false;
+	for (unsigned n = 0; more && !p->stalled && n < SLICE_LOOKS && e.n < PIN_SET_MAX; n++) {
 		if (p->at) {
 			look(p, &e);
 			continue;
@@ -175,11 +186,12 @@ static void on_timer(void *cache)
 	struct cache *c = cache;
 	struct cache_tenant *t = next_tenant(c);
 	struct cache_purge *ended = slice(t->purges.first) ? NULL : take_first(&t->purges);
+	const bool stalled = !ended && t->purges.first->stalled;
 
 	if (t->purges.first)
 		queue_tenant(c, t);
 	if (c->purging)
-		loop_arm(c->purge_timer, 0, 0);
+		loop_arm(c->purge_timer, stalled ? STALL_NS : 0, 0);
 	commits_retry(c);
 	if (ended)
 		finish(ended);
@@ -191,6 +203,7 @@ static void enqueue(struct cache_purge *p)
 	struct cache *c = t->cache;
 
 	p->until = t->publications;
+	p->patient = true;
 	p->next = NULL;
 	if (!c->purging)
 		loop_arm(c->purge_timer, 0, 0);

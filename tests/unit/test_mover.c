@@ -381,6 +381,35 @@ static void test_purge_erases(void **state)
 	assert_true(disk_ram.erased > 0);
 }
 
+static void purged(void *userdata, const struct cache_purge_result *r)
+{
+	*(struct cache_purge_result *)userdata = *r;
+}
+
+/* What is on its way is not forgotten by a purge. */
+static void test_purge_waits(void **state)
+{
+	const struct cache_purge_request q = {0};
+	struct cache_purge_result gone = {0};
+
+	(void)state;
+	disk_ram.hold_stores = true;
+	for (unsigned i = 0; i < 60; i++)
+		assert_int_equal(put(i, i), KVG_CODE_OK);
+	evict_round(f.tenant, 400000, 0);
+	assert_true(f.tenant->sinking > 0);
+	assert_int_equal(cache_purge_start(f.tenant, &q, purged, &gone), 0);
+	run_loop(&f, 50);
+	assert_int_equal(gone.blocks, 0);
+	disk_ram.hold_stores = false;
+	disk_ram_let_go(f.cache->disk);
+	for (unsigned n = 0; !gone.blocks && n < 1000; n++)
+		loop_run_once(f.loop, 10);
+	assert_int_equal(gone.blocks, 60);
+	assert_int_equal(gone.pinned, 0);
+	assert_int_equal(disk_ram_live(), 0);
+}
+
 /* Slots run out before memory does: blocks that are only below make way, too. */
 static void test_slots(void **state)
 {
@@ -464,6 +493,7 @@ int main(void)
 		T(test_write_errors),
 		T(test_the_log_gives_up),
 		T(test_purge_erases),
+		T(test_purge_waits),
 		T(test_slots),
 		T(test_cold_start),
 		T(test_crash_start),
