@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Erasing for good: a record gets its DEAD flag where it lies, in the record page of its chunk and in the summary. One page at
+ * a time is read, changed and written for each segment, with all the records of it that wait. A segment on which nothing
+ * lives is not edited but freed: that takes all its records along.
+ *
+ * Not while the summary is being written: it has the flag of what was erased before, and is edited after.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/base/log.h"
+#include "daemon/mem/disk_device.h"
+
+struct edit {
+	struct dev_request q;
+	struct disk_segment *segment;
+	struct epoch *epoch;
+	struct fmt_page *page;
+	uint32_t at;    /* page */
+	uint32_t first; /* item: the one it is read for; summary: of its first record */
+	bool summary;
+};
+
+static void next_page(struct edit *e);
+
+static void queue(struct disk_segment *s)
+{
+	struct disk *d = s->dev->disk;
+
+	if (s->edit_queued)
+		return;
+	s->edit_queued = true;
+	s->next = NULL;
+	*d->edits_end = s;
+	d->edits_end = &s->next;
+	disk_wake(d);
+}
+
+void edit_want(struct disk_segment *s, uint32_t i)
+{
+	s->items[i].flags |= ITEM_ERASED | ITEM_TODO_HEAD | ITEM_TODO_SUMMARY;
+	if (i < s->edit_from)
+		s->edit_from = i;
+	if (!s->edit_epoch)
+		s->edit_epoch = op_begin(s->dev->disk);
+	queue(s);
+}
+
+static void over(struct edit *e, int error)
+{
+	struct disk_segment *s = e->segment;
+	struct disk *d = s->dev->disk;
+
+	s->editing = false;
+	op_end(d, e->epoch, error);
+	free(e->page);
+	free(e);
+	if (s->edit_queued)
+		disk_wake(d); /* more came meanwhile */
+	else
+		segment_try_free(s);
+}
+
+static void failed(struct edit *e, int error)
+{
+	log_warning("something that was erased may be found again after a restart",
+		"path=\"%s\" segment=%u error=\"%s\"", e->segment->dev->path, e->segment->number,
+		strerror(-error));
+	over(e, error);
+}
+
+static void written(struct dev_request *q, int error)
+{
+	struct edit *e = (struct edit *)q;
+
+	if (error < 0)
+		failed(e, error);
+	else
+		next_page(e);
+}
+
+/* The items whose records stand on this page, which says how many they are. */
+static void mark(struct edit *e)
+{
+	struct disk_segment *s = e->segment;
+	uint8_t todo = e->summary ? ITEM_TODO_SUMMARY : ITEM_TODO_HEAD;
+
+	for (uint32_t i = 0; i < e->page->n_records && e->first + i < s->n_items; i++) {
+		struct disk_item *it = &s->items[e->first + i];
+
+		if (!(it->flags & ITEM_ERASED))
+			continue;
+		e->page->record[i].flags |= FMT_DEAD;
+		it->flags &= (uint8_t)~todo;
+	}
+}
+
+static void page_read(struct dev_request *q, int error)
+{
+	struct edit *e = (struct edit *)q;
+	struct disk_segment *s = e->segment;
+	const struct fmt_where w = segment_where(s);
+
+	if (error == 0)
+		error = fmt_page_check(e->page, &w, e->at, e->page->sequence, e->summary);
+	if (error < 0) {
+		failed(e, error);
+		return;
+	}
+	mark(e);
+	fmt_seal(e->page);
+	q->ended = written;
+	dev_submit(s->dev, q, IO_WRITE, segment_offset(s, e->at), DISK_PAGE);
+}
+
+static bool find(struct edit *e)
+{
+	struct disk_segment *s = e->segment;
+	uint8_t todo = ITEM_TODO_HEAD | (s->summary ? ITEM_TODO_SUMMARY : 0);
+	uint32_t i = s->edit_from;
+
+	while (i < s->n_items && !(s->items[i].flags & todo))
+		i++;
+	s->edit_from = i;
+	if (i == s->n_items)
+		return false;
+	e->summary = !(s->items[i].flags & ITEM_TODO_HEAD);
+	e->at = e->summary ? s->summary + i / FMT_PER_PAGE : s->items[i].head;
+	e->first = e->summary ? i - i % FMT_PER_PAGE : i;
+	while (!e->summary && e->first > 0 && s->items[e->first - 1].head == e->at)
+		e->first--;
+	return true;
+}
+
+static void next_page(struct edit *e)
+{
+	struct disk_segment *s = e->segment;
+
+	if (s->state == SEGMENT_CLOSED && !s->live && !s->cleaning) {
+		over(e, 0);
+		return;
+	}
+	if (!find(e)) {
+		over(e, 0);
+		return;
+	}
+	e->q.ended = page_read;
+	dev_submit(s->dev, &e->q, IO_READ, segment_offset(s, e->at), DISK_PAGE);
+}
+
+/* false: it has to wait. */
+static bool start(struct disk_segment *s)
+{
+	struct edit *e;
+
+	if (s->editing || s->state == SEGMENT_SEALING)
+		return false;
+	s->edit_queued = false;
+	s->editing = true;
+	e = calloc(1, sizeof(*e));
+	if (e)
+		e->page = aligned_alloc(DISK_PAGE, DISK_PAGE);
+	if (!e || !e->page) {
+		free(e);
+		s->editing = false;
+		op_end(s->dev->disk, s->edit_epoch, -ENOMEM);
+		s->edit_epoch = NULL;
+		return true;
+	}
+	e->segment = s;
+	e->epoch = s->edit_epoch;
+	e->q.iov.iov_base = e->page;
+	s->edit_epoch = NULL;
+	next_page(e);
+	return true;
+}
+
+void edit_turn(struct disk *d)
+{
+	struct disk_segment *s = d->edits, *next;
+
+	d->edits = NULL;
+	d->edits_end = &d->edits;
+	for (; s; s = next) {
+		next = s->next;
+		if (!start(s)) {
+			s->next = NULL;
+			*d->edits_end = s;
+			d->edits_end = &s->next;
+		}
+	}
+}

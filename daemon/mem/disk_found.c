@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What recovery found, told to the owner. Of several records of one plane - it was moved and the old segment was not free yet, or
+ * it was stored again - the latest holds, and when that one is dead, so are the others.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/base/log.h"
+#include "daemon/mem/disk_device.h"
+#include "proto/plane.h"
+
+struct ref {
+	struct disk_segment *segment;
+	uint32_t item;
+	uint64_t order;
+};
+
+/* Of one tenant, latest first; and a hash table over them. */
+struct refs {
+	struct ref *ref;
+	size_t n, buckets;
+	uint32_t *bucket; /* 1 + number */
+};
+
+static const struct fmt_record *record_of(const struct ref *r)
+{
+	return &r->segment->found[r->item];
+}
+
+static int latest_first(const void *a, const void *b)
+{
+	const struct ref *x = a, *y = b;
+
+	return x->order < y->order ? 1 : x->order > y->order ? -1 : 0;
+}
+
+typedef void (*segment_fn)(struct disk_segment *s, void *userdata);
+static void each_segment(struct disk *d, const struct disk_tenant *t, segment_fn fn, void *userdata)
+{
+	for (unsigned i = 0; i < d->n_devices; i++)
+		for (uint32_t k = 0; k < d->devices[i]->super.n_segments; k++) {
+			struct disk_segment *s = &d->devices[i]->segments[k];
+
+			if (s->state == SEGMENT_CLOSED && s->tenant == t && s->found)
+				fn(s, userdata);
+		}
+}
+
+static void count(struct disk_segment *s, void *userdata)
+{
+	((struct refs *)userdata)->n += s->n_items;
+}
+
+static void collect(struct disk_segment *s, void *userdata)
+{
+	struct refs *l = userdata;
+
+	for (uint32_t i = 0; i < s->n_items; i++)
+		l->ref[l->n++] = (struct ref){s, i, fmt_order(&s->found[i])};
+}
+
+static int refs_make(struct disk *d, const struct disk_tenant *t, struct refs *ret)
+{
+	struct refs l = {.buckets = 16};
+
+	each_segment(d, t, count, &l);
+	if (l.n >= UINT32_MAX)
+		return -ENOMEM;
+	while (l.buckets < 2 * l.n)
+		l.buckets *= 2;
+	l.ref = calloc(l.n ? l.n : 1, sizeof(*l.ref));
+	l.bucket = calloc(l.buckets, sizeof(*l.bucket));
+	if (!l.ref || !l.bucket) {
+		free(l.ref);
+		free(l.bucket);
+		return -ENOMEM;
+	}
+	l.n = 0;
+	each_segment(d, t, collect, &l);
+	qsort(l.ref, l.n, sizeof(*l.ref), latest_first);
+	*ret = l;
+	return 0;
+}
+
+static void refs_free(struct refs *l)
+{
+	free(l->ref);
+	free(l->bucket);
+}
+
+/* false: a later one of the same is there already. */
+static bool is_latest(struct refs *l, size_t n)
+{
+	const struct fmt_record *r = record_of(&l->ref[n]), *other;
+	uint32_t hash = crc32c(r->plane, &r->key, sizeof(r->key));
+	size_t at = hash & (l->buckets - 1);
+
+	for (; l->bucket[at]; at = (at + 1) & (l->buckets - 1)) {
+		other = record_of(&l->ref[l->bucket[at] - 1]);
+		if (other->plane == r->plane && !memcmp(&other->key, &r->key, sizeof(r->key)))
+			return false;
+	}
+	l->bucket[at] = (uint32_t)n + 1;
+	return true;
+}
+
+/* ---- notes ---- */
+
+static int note_read(const struct ref *at, uint8_t *buffer)
+{
+	const struct fmt_record *r = record_of(at);
+	size_t bytes = (size_t)fmt_pages(r->bytes) * DISK_PAGE;
+	ssize_t n = pread(
+		at->segment->dev->fd, buffer, bytes, (off_t)segment_offset(at->segment, r->page));
+
+	if (n != (ssize_t)bytes)
+		return n < 0 ? -errno : -EIO;
+	return crc32c(0, buffer, r->bytes) == r->crc ? 0 : -EBADMSG;
+}
+
+/* Each once, from whichever copy is good. */
+static int tell_notes(const struct disk_found *f, void *owner, const struct refs *l)
+{
+	uint8_t *buffer = aligned_alloc(DISK_PAGE, DISK_NOTE_MAX);
+	uint32_t *told = NULL;
+	size_t n = 0;
+	int r = buffer ? 0 : -ENOMEM;
+
+	for (size_t i = 0; r == 0 && i < l->n; i++) {
+		const struct fmt_record *rec = record_of(&l->ref[i]);
+		bool known = rec->type != FMT_NOTE;
+
+		for (size_t k = 0; k < n && !known; k++)
+			known = told[k] == rec->note;
+		if (known || note_read(&l->ref[i], buffer) < 0)
+			continue;
+		if (!(n & (n - 1))) {
+			void *p = realloc(told, (n ? n * 2 : 1) * sizeof(*told));
+
+			if (!p) {
+				r = -ENOMEM;
+				break;
+			}
+			told = p;
+		}
+		told[n++] = rec->note;
+		r = f->note ? f->note(f->userdata, owner, rec->note, buffer, rec->bytes) : 0;
+	}
+	free(told);
+	free(buffer);
+	return r;
+}
+
+/* ---- planes ---- */
+
+static void tell_plane(const struct disk_found *f, void *owner, const struct ref *at)
+{
+	struct disk_segment *s = at->segment;
+	struct disk_item *it = &s->items[at->item];
+	struct disk_record rec;
+
+	fmt_record_read(record_of(at), &rec);
+	it->item = f->plane(f->userdata, owner, &rec, item_place(s, at->item));
+	if (!it->item)
+		return;
+	it->flags |= ITEM_LIVE;
+	s->live++;
+	s->live_bytes += (uint64_t)fmt_pages(it->bytes) * DISK_PAGE;
+	s->tenant->used += it->bytes;
+	s->dev->disk->stat.live += it->bytes;
+}
+
+static int tell_tenant(struct disk *d, struct disk_tenant *t, const struct disk_found *f)
+{
+	struct refs l;
+	int r = f->tenant(f->userdata, t->name, &t->owner);
+
+	if (r < 0)
+		return r == -ENOENT ? 0 : r;
+	r = refs_make(d, t, &l);
+	if (r < 0)
+		return r;
+	r = tell_notes(f, t->owner, &l);
+	for (size_t i = 0; r == 0 && i < l.n; i++) {
+		const struct fmt_record *rec = record_of(&l.ref[i]);
+
+		if (rec->type == FMT_PLANE && is_latest(&l, i) && !(rec->flags & FMT_DEAD))
+			tell_plane(f, t->owner, &l.ref[i]);
+	}
+	refs_free(&l);
+	return r;
+}
+
+/* The records are not needed any more, and segments on which nothing lives can go. */
+static void finish(struct disk *d, bool sweep)
+{
+	d->recovered = true;
+	for (unsigned i = 0; i < d->n_devices; i++)
+		for (uint32_t k = 0; k < d->devices[i]->super.n_segments; k++) {
+			struct disk_segment *s = &d->devices[i]->segments[k];
+
+			free(s->found);
+			s->found = NULL;
+			if (sweep)
+				segment_try_free(s);
+		}
+}
+
+int disk_recover(struct disk *d, const struct disk_found *f)
+{
+	int r = 0;
+
+	if (d->recovered)
+		return 0;
+	for (struct disk_tenant *t = d->tenants; t && r == 0; t = t->next)
+		r = tell_tenant(d, t, f);
+	finish(d, r == 0); /* what could not be told stays on the devices */
+	return r;
+}
+
+void recover_forget(struct disk *d)
+{
+	if (!d->recovered)
+		finish(d, true);
+}

@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The life of a segment:
+ *
+ *	FREE -> OPEN -> SEALING -> CLOSED -> FREEING -> FREE
+ *	  segment_take()  append_seal()  segment_try_free()
+ *
+ * A segment is free when neither its first nor its last page says that it is anything: both are overwritten with zeros, and it
+ * goes back to the list only when both writes have ended. One that could not be overwritten is BAD until the next start.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/base/log.h"
+#include "daemon/mem/disk_device.h"
+
+static _Alignas(DISK_PAGE) uint8_t zeros[DISK_PAGE];
+
+struct disk_segment *segment_at(struct disk *d, struct disk_place p)
+{
+	struct disk_segment *s;
+	struct disk_device *dev;
+
+	if (!p.device || p.device > d->n_devices)
+		return NULL;
+	dev = d->devices[p.device - 1];
+	if (p.segment >= dev->super.n_segments)
+		return NULL;
+	s = &dev->segments[p.segment];
+	return p.item < s->n_items && s->items[p.item].flags & ITEM_LIVE ? s : NULL;
+}
+
+static void *grow(void *old, uint32_t size, size_t each)
+{
+	return realloc(old, size * each);
+}
+
+int segment_reserve(struct disk_segment *s, uint32_t more)
+{
+	uint32_t want = s->n_items + more, size = want < 32 ? 32 : want + want / 2;
+	void *p;
+
+	if (want > s->items_size) {
+		p = grow(s->items, size, sizeof(*s->items));
+		if (!p)
+			return -ENOMEM;
+		s->items = p;
+		s->items_size = size;
+	}
+	if (s->open && want > s->open->size) {
+		p = grow(s->open->records, size, sizeof(*s->open->records));
+		if (!p)
+			return -ENOMEM;
+		s->open->records = p;
+		s->open->size = size;
+	}
+	return 0;
+}
+
+void segment_add_free(struct disk_segment *s)
+{
+	struct disk_device *dev = s->dev;
+
+	s->state = SEGMENT_FREE;
+	s->next = NULL;
+	*dev->free_end = s;
+	dev->free_end = &s->next;
+	dev->n_free++;
+}
+
+struct disk_segment *segment_take(struct disk_device *dev, struct disk_tenant *t, unsigned class)
+{
+	struct disk_segment *s = dev->free;
+	struct open_part *open = s ? calloc(1, sizeof(*open)) : NULL;
+
+	if (!open || getentropy(&s->salt, sizeof(s->salt)) < 0) {
+		free(open);
+		return NULL;
+	}
+	dev->free = s->next;
+	if (!dev->free)
+		dev->free_end = &dev->free;
+	dev->n_free--;
+	open->next_page = 1;
+	open->end = &open->first;
+	s->next = NULL;
+	s->state = SEGMENT_OPEN;
+	s->open = open;
+	s->class = class;
+	s->generation = ++dev->disk->order;
+	s->tenant = t;
+	t->n_segments++;
+	t->open[dev->number][class] = s;
+	disk_wake(dev->disk); /* to see whether it is time to clean */
+	return s;
+}
+
+void segment_clear(struct disk_segment *s)
+{
+	if (s->open) {
+		free(s->open->records);
+		free(s->open->notes);
+		free(s->open);
+	}
+	free(s->items);
+	free(s->found);
+	*s = (struct disk_segment){.dev = s->dev, .number = s->number, .state = s->state};
+}
+
+void item_drop(struct disk_segment *s, uint32_t i)
+{
+	struct disk_item *it = &s->items[i];
+
+	assert(it->flags & ITEM_LIVE && s->live);
+	it->flags &= (uint8_t)~ITEM_LIVE;
+	s->live--;
+	s->live_bytes -= (uint64_t)fmt_pages(it->bytes) * DISK_PAGE;
+	s->tenant->used -= it->bytes;
+	s->dev->disk->stat.live -= it->bytes;
+	s->dev->stuck_at = 0;
+}
+
+/* ---- freeing ---- */
+
+struct freeing {
+	struct disk_segment *segment;
+	struct epoch *epoch;
+	unsigned waiting;
+	int error;
+	struct dev_request first, last, discard;
+};
+
+static void freed(struct freeing *f)
+{
+	struct disk_segment *s = f->segment;
+	struct disk *d = s->dev->disk;
+	struct disk_tenant *t = s->tenant;
+
+	segment_clear(s);
+	if (f->error == 0) {
+		segment_add_free(s);
+		s->dev->stuck_at = 0;
+	} else {
+		s->state = SEGMENT_BAD;
+	}
+	t->n_segments--;
+	d->room_wanted = true;
+	disk_wake(d);
+	op_end(d, f->epoch, f->error);
+	free(f);
+}
+
+static void discarded(struct dev_request *q, int error)
+{
+	struct freeing *f = (struct freeing *)((char *)q - offsetof(struct freeing, discard));
+
+	if (error == 0)
+		q->dev->disk->stat.discarded_bytes += q->io.bytes;
+	freed(f); /* a discard that failed has cost nothing */
+}
+
+static void zeroed(struct freeing *f, int error)
+{
+	struct disk_segment *s = f->segment;
+	struct disk_device *dev = s->dev;
+
+	if (error < 0)
+		f->error = error;
+	if (--f->waiting)
+		return;
+	if (f->error < 0)
+		log_warning("a part of a disk cannot be given back, it is not used any more",
+			"path=\"%s\" segment=%u error=\"%s\"", dev->path, s->number,
+			strerror(-f->error));
+	if (f->error < 0 || !dev->disk->o.discard) {
+		freed(f);
+		return;
+	}
+	f->discard.ended = discarded;
+	dev_submit(dev, &f->discard, IO_DISCARD, segment_offset(s, 1),
+		dev->super.segment_bytes - 2 * DISK_PAGE);
+}
+
+static void zeroed_first(struct dev_request *q, int error)
+{
+	zeroed((struct freeing *)((char *)q - offsetof(struct freeing, first)), error);
+}
+
+static void zeroed_last(struct dev_request *q, int error)
+{
+	zeroed((struct freeing *)((char *)q - offsetof(struct freeing, last)), error);
+}
+
+void segment_try_free(struct disk_segment *s)
+{
+	struct disk_device *dev = s->dev;
+	struct freeing *f;
+
+	if (s->state != SEGMENT_CLOSED || s->live || s->loads || s->cleaning || s->editing ||
+		s->edit_queued)
+		return;
+	s->state = SEGMENT_FREEING;
+	f = dev->no_writes ? NULL : calloc(1, sizeof(*f));
+	if (!f) {
+		struct disk_tenant *t = s->tenant;
+
+		segment_clear(s);
+		s->state = SEGMENT_BAD;
+		t->n_segments--;
+		return;
+	}
+	f->segment = s;
+	f->epoch = op_begin(dev->disk);
+	f->waiting = 2;
+	f->first.iov.iov_base = f->last.iov.iov_base = zeros;
+	f->first.ended = zeroed_first;
+	f->last.ended = zeroed_last;
+	dev_submit(dev, &f->first, IO_WRITE, segment_offset(s, 0), DISK_PAGE);
+	dev_submit(dev, &f->last, IO_WRITE, segment_offset(s, dev->segment_pages - 1), DISK_PAGE);
+}
