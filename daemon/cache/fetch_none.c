@@ -1,9 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A cache without a tier below memory: what is held is mapped, and nothing is ever on its way. */
+#include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "daemon/base/loop.h"
 #include "daemon/cache/tenant.h"
+#include "daemon/mem/disk.h"
+
+int disk_format(const char *path, uint64_t bytes, uint64_t segment_bytes, bool force, char *why,
+	size_t why_size)
+{
+	(void)path;
+	(void)bytes;
+	(void)segment_bytes;
+	(void)force;
+	snprintf(why, why_size, "there is no tier below memory in this build");
+	return -ENOSYS;
+}
 
 uint8_t cache_fetch(
 	struct cache_tenant *t, struct kvg_handle h, float retention, struct cache_fetch *f)
