@@ -429,6 +429,31 @@ static void test_no_wait(void **state)
 	answer_free(&a);
 }
 
+/* What is given back was got without waiting: a request that waits for the same block goes on. */
+static void test_released_beside_one_that_waits(void **state)
+{
+	ACQUIRE(q, 0, 1);
+	struct answer a;
+	uint64_t waits;
+
+	(void)state;
+	client_send(&c, &q);
+	waits = c.id;
+	assert_true(quiet());
+	q_body.no_wait = true;
+	client_ask(&c, &q, &a);
+	answer_free(&a);
+	assert_int_equal(n_waiting(), 2);
+	assert_int_equal(released(below[0].handle), 1);
+	assert_int_equal(n_waiting(), 1);
+	assert_int_equal(pinned_blocks(), 1);
+	arrive(0, 1, 0);
+	client_receive(&c, &a);
+	assert_int_equal(a.m->id, waits);
+	expect_block(&a, 0, KVG_CODE_OK, 7, 1);
+	answer_free(&a);
+}
+
 /* A pipe that is full, or that the client took the other end of away, is nobody's trouble. */
 static void test_pipe_full_or_closed(void **state)
 {
@@ -634,6 +659,7 @@ int main(void)
 		TEST(test_what_does_not_come),
 		TEST(test_prefix),
 		TEST(test_no_wait),
+		TEST(test_released_beside_one_that_waits),
 		TEST(test_pipe_full_or_closed),
 		TEST(test_side_by_side),
 		TEST(test_quota),
