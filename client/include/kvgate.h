@@ -71,9 +71,9 @@ KVG_API void kvg_close(struct kvg_client *c);
 /*
  * After a restart of the daemon (calls fail with -ECONNRESET, -EPIPE or -ENOTCONN): connects anew and takes this session
  * up again. 0: what is pinned was pinned all the while; layouts, keys and pointers into planes are as they were. Gone are
- * stages, pins of kvg_acquire(), and the answers of commits in flight, whose functions are told so. -ESTALE: the daemon has
- * nothing of it any more: close, and open a new client; what was pinned can be read until then. -ECONNREFUSED, -ENOENT: no
- * daemon yet. kvg_options.resume_ms makes calls and lookups do this by themselves. Blocks.
+ * stages, pins of kvg_acquire(), and the answers of commits in flight, whose functions are told so. -ESTALE: the daemon
+ * has nothing of it any more: close, and open a new client; what was pinned can be read until then. -ECONNREFUSED,
+ * -ENOENT: no daemon yet. kvg_options.resume_ms makes calls and lookups do this by themselves. Blocks.
  */
 KVG_API int kvg_resume(struct kvg_client *c);
 /* Of the last failed call; c NULL: of a call without a client (kvg_open, kvg_gate_*), per thread. */
@@ -199,9 +199,9 @@ KVG_API ssize_t kvg_prefix_pin_tokens(struct kvg_layout *l, const uint32_t *toke
 /*
  * kvg_prefix_pin() that also reads from lower tiers: what is mapped is pinned without a system call; where less than
  * min_retention of a block is, or less than `want` although more is held, the daemon brings up `want` of its pairs (0:
- * min_retention; at least the best plane; best planes first). Blocks as long as that takes, then; kvg_options.timeout_ms holds for
- * 64 blocks at a time. What cannot be brought up ends the prefix only when less than min_retention is mapped. The
- * number pinned; a negative errno only when nothing is.
+ * min_retention; at least the best plane; best planes first). Blocks as long as that takes, then; kvg_options.timeout_ms
+ * holds for 64 blocks at a time. What cannot be brought up ends the prefix only when less than min_retention is mapped.
+ * The number pinned; a negative errno only when nothing is.
  */
 KVG_API ssize_t kvg_prefix_fetch(struct kvg_layout *l, const struct kvg_key *keys, size_t n,
 	float min_retention, float want, struct kvg_pin *ret_pins);
@@ -343,31 +343,32 @@ struct kvg_acquired {
 	uint32_t held, mapped; /* plane bits */
 };
 /*
- * Pins by the daemon's count until kvg_release, and reads from lower tiers: when it returns, min_retention of each block that was
- * acquired is mapped, and its best plane in any case. Planes are read through a pin of kvg_lookup_pin(), which may go
- * before this one does. prefix: stop at the first miss. ret: [n]. Returns the number acquired. Blocks for one round trip per 256
- * keys, or until what has to come up is there. -EBUSY: 32 requests of this client have planes on their way.
+ * Pins by the daemon's count until kvg_release, and reads from lower tiers: when it returns, min_retention of each block
+ * that was acquired is mapped, and its best plane in any case. Planes are read through a pin, as those of every block are:
+ * kvg_lookup_pin(), kvg_planes(), kvg_unpin(), kvg_release(); the last two in either order. prefix: stop at the first
+ * miss. ret: [n]. Returns the number acquired. Blocks for one round trip per 256 keys, or until what has to come up is
+ * there. -EBUSY: 32 requests of this client have planes on their way.
  */
 KVG_API ssize_t kvg_acquire(struct kvg_layout *l, const struct kvg_key *keys, size_t n,
 	float min_retention, int prefix, struct kvg_acquired *ret);
 /*
  * The same without waiting: pins what is held, and planes come up meanwhile, best first, until `want` of each block is
- * mapped (0: min_retention; at least the best plane). ret_coming ([n], may be NULL): plane bits that are on their way. Blocks
- * for one round trip per 256 keys.
+ * mapped (0: min_retention; at least the best plane). ret_coming ([n], may be NULL): plane bits that are on their way.
+ * Blocks for one round trip per 256 keys.
  */
 KVG_API ssize_t kvg_acquire_start(struct kvg_layout *l, const struct kvg_key *keys, size_t n,
 	float min_retention, float want, int prefix, struct kvg_acquired *ret, uint8_t *ret_coming);
 /* Readable when planes of kvg_acquire_start() came up, or did not; -ENOENT before its first call. Owned by the client. */
 KVG_API int kvg_arrival_fd(const struct kvg_client *c);
 /*
- * Waits until something arrived since the last time, and clears kvg_arrival_fd(); look afterwards. 1, or 0 when time is up (0: does not
- * wait, -1: no limit). -ENOENT; -ENOTCONN: the daemon is gone, and what was acquired with it.
+ * Waits until something arrived since the last time, and clears kvg_arrival_fd(); look afterwards. 1, or 0 when time is up
+ * (0: does not wait, -1: no limit). -ENOENT; -ENOTCONN: the daemon is gone, and what was acquired with it.
  */
 KVG_API int kvg_arrival_wait(struct kvg_client *c, int timeout_ms);
 /*
- * What an acquired block holds now: bits of `mapped` come with the planes, bits of `held` go when a plane cannot be read. A plane that
- * finds no room changes neither: kvg_acquire() says so. 0, -ESTALE: it is not there any more; -ENOTCONN, -EOPNOTSUPP (a
- * control session). Sets no error text. No system call.
+ * What an acquired block holds now: bits of `mapped` come with the planes, bits of `held` go when a plane cannot be read.
+ * A plane that finds no room changes neither: kvg_acquire() of that block says so, and does not wait where nothing comes.
+ * 0, -ESTALE: it is not there any more; -ENOTCONN, -EOPNOTSUPP (a control session). Sets no error text. No system call.
  */
 KVG_API int kvg_acquired_look(
 	const struct kvg_client *c, struct kvg_handle handle, struct kvg_acquired *ret);
