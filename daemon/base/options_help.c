@@ -11,9 +11,8 @@ static const struct {
 	{"daemon", "The daemon itself."},
 	{"memory", "Memory, and what leaves it first."},
 	{"disk",
-		"A tier below memory, on files or block devices. Under [disk] the names may stand "
-		"without their "
-		"disk_."},
+		"A tier below memory, on files or block devices (here the names may stand without "
+		"their disk_)."},
 	{"limits", "What one tenant may have, unless its own section says otherwise."},
 };
 
