@@ -20,6 +20,8 @@
 
 /* Of one request that waits: much for a disk to do at once, and an answer well within the time that calls have. */
 #define FETCH_KEYS 64u
+/* Of the pipe: more than the largest that the kernel makes unasked. */
+#define READS_MAX  32u
 
 void keys_to_bytes(const struct kvg_key *keys, size_t n, ProtobufCBinaryData *ret)
 {
@@ -62,6 +64,7 @@ int kvg_arrival_wait(struct kvg_client *c, int timeout_ms)
 {
 	struct pollfd p = {.fd = c->arrival_fd, .events = POLLIN};
 	char bytes[4096];
+	unsigned reads = 0;
 	ssize_t n;
 	int r;
 
@@ -74,7 +77,7 @@ int kvg_arrival_wait(struct kvg_client *c, int timeout_ms)
 		return 0;
 	do {
 		n = read(c->arrival_fd, bytes, sizeof(bytes));
-	} while (n == (ssize_t)sizeof(bytes) || (n < 0 && errno == EINTR));
+	} while ((n == (ssize_t)sizeof(bytes) || (n < 0 && errno == EINTR)) && ++reads < READS_MAX);
 	if (n == 0)
 		return client_fail(c, -ENOTCONN, 0,
 			"the daemon is gone, and with it what was acquired: acquire again");
