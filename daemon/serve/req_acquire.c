@@ -135,17 +135,22 @@ static void stop_fetch(struct wanted *w)
 	cache_fetch_cancel(&w->fetch);
 }
 
-/* Whatever state it is in; gives back what the session does not have. */
+/* What the session does not have: nobody waits for it, and then nobody has it pinned. */
+static void let_go(struct wanted *w)
+{
+	if (w->fetching)
+		stop_fetch(w);
+	if (w->pinned)
+		drop_pin(w);
+}
+
+/* Whatever state it is in. */
 static void acquire_end(struct acquire *a)
 {
 	struct server *server = a->session->server;
 
-	for (size_t i = 0; i < a->n; i++) {
-		if (a->wanted[i].fetching)
-			stop_fetch(&a->wanted[i]);
-		if (a->wanted[i].pinned)
-			drop_pin(&a->wanted[i]);
-	}
+	for (size_t i = 0; i < a->n; i++)
+		let_go(&a->wanted[i]);
 	unlink_acquire(a);
 	a->session = NULL;
 	if (a->waiting)
@@ -238,11 +243,12 @@ static void settle(struct acquire *a, struct wanted *w)
 		w->code = judge(a, w);
 	if (w->code == KVG_CODE_OK && held_reserve(&a->session->held) < 0)
 		w->code = KVG_CODE_NO_MEMORY;
-	if (w->code == KVG_CODE_OK)
+	if (w->code == KVG_CODE_OK) {
 		held_add(&a->session->held, w->result.handle);
-	else if (w->pinned)
-		drop_pin(w);
-	w->pinned = false;
+		w->pinned = false;
+	} else {
+		let_go(w);
+	}
 }
 
 static void fill_reply(struct request *r, struct acquire *a)
@@ -257,10 +263,7 @@ static void fill_reply(struct request *r, struct acquire *a)
 		Kvgate__V1__BlockResult *b;
 
 		if (cut) {
-			if (w->fetching)
-				stop_fetch(w);
-			if (w->pinned)
-				drop_pin(w);
+			let_go(w);
 			continue;
 		}
 		settle(a, w);
