@@ -213,6 +213,8 @@ static int code_of_error(int error)
 		return KVG_CODE_NO_SPACE;
 	case -ENOMEM:
 		return KVG_CODE_NO_MEMORY;
+	case -ESHUTDOWN:
+		return KVG_CODE_SHUTTING_DOWN;
 	default:
 		return KVG_CODE_CORRUPT;
 	}
@@ -230,7 +232,6 @@ static int judge(const struct acquire *a, struct wanted *w)
 	share = mapped_share(a, w);
 	if (share < 0)
 		return KVG_CODE_CORRUPT;
-	/* the mapped share is counted in pairs as the held one is, but rounded once less */
 	if (w->result.mapped && (float)share >= a->min_retention)
 		return KVG_CODE_OK;
 	return code_of_error(w->fetch.error);
