@@ -6,14 +6,16 @@
  *   loop      the control thread: epoll, timers, signals (daemon/base)
  *   counters  what happened                              (daemon/base)
  *   park      fds of the last daemon, and for the next   (daemon/base)
+ *   disks     what the tier below memory is on           (files are made here)
  *   cache     tenants, index, blocks, memory, gates      (daemon/cache over daemon/mem and gates)
  *   server    socket, sessions, requests                 (daemon/serve)
  *
  * Signals are blocked before anything starts a thread, so that they come to the loop and nowhere else. The watchdog
  * is fed from the loop: if the control thread is stuck, systemd learns of it.
  *
- * SIGTERM, SIGINT: no newcomers, commits in flight finish and their answers are taken, then the end. A second one, or
- * drain_seconds: at once.
+ * SIGTERM, SIGINT: no newcomers, commits in flight finish and their answers are taken, drain_seconds at most. Then the best of what
+ * only memory has goes down to disk, disk_drain_seconds at most: whether this is a restart, over which memory is kept,
+ * or the end of it, is not said to a service. Then the end. A second one: at once.
  * SIGHUP: options and gates are read again; if anything is wrong with them, all stays as it is.
  */
 #include "daemon/daemon.h"
@@ -35,13 +37,23 @@
 #include "daemon/base/options.h"
 #include "daemon/base/park.h"
 #include "daemon/cache/cache.h"
+#include "daemon/disks.h"
 #include "daemon/serve/server.h"
 
-#define STATUS_PERIOD_NS  10000000000ull
-#define FDS_PER_SESSION   4 /* socket, process, pin page, staging */
-#define FDS_OTHER         256
-#define LEAVE_MS          2000 /* for systemd to read what it was sent */
-#define PACK_WORKERS_AUTO 8    /* more of them starve the workers whose blocks they pack */
+#define STATUS_PERIOD_NS 10000000000ull
+#define FDS_PER_SESSION  6 /* socket, process, pin page, staging, both ends of the arrival pipe */
+#define FDS_OTHER        256
+#define LEAVE_MS         2000 /* for systemd to read what it was sent */
+#define SYNC_SECONDS     10   /* for a disk to make durable what was written in time */
+#define SPARE_SECONDS                                                                              \
+	10 /* beyond all that, before systemd loses patience: memory is unmapped, devices are closed */
+#define PACK_WORKERS_AUTO 8 /* more of them starve the workers whose blocks they pack */
+
+enum phase {
+	SERVING,
+	FINISHING, /* what is under way */
+	WRITING,   /* to disk, and then the end */
+};
 
 struct daemon {
 	int argc;
@@ -50,10 +62,12 @@ struct daemon {
 	struct loop *loop;
 	struct counters *counters;
 	struct park *park;
+	struct disks disks;
 	struct cache *cache;
 	struct server *server;
 	struct loop_timer *beat, *drain;
-	bool watchdog, stopping;
+	bool watchdog;
+	enum phase phase;
 };
 
 /* ---- gates ---- */
@@ -166,7 +180,7 @@ static void on_hup(void *userdata, int signo)
 	struct daemon *d = userdata;
 
 	(void)signo;
-	if (d->stopping)
+	if (d->phase != SERVING)
 		return;
 	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu", (unsigned long long)loop_now_ns() / 1000);
 	if (reload(d) == 0)
@@ -183,26 +197,59 @@ static void quit(void *userdata)
 	loop_quit(d->loop);
 }
 
+/* A phase that may take so long begins; TimeoutStopSec= does not have to know. */
+static void enter(struct daemon *d, enum phase phase, uint64_t seconds, const char *status)
+{
+	d->phase = phase;
+	loop_arm(d->drain, seconds * 1000000000u, 0);
+	sd_notifyf(0, "STATUS=%s\nEXTEND_TIMEOUT_USEC=%llu", status,
+		(unsigned long long)(seconds + SPARE_SECONDS) * 1000000u);
+}
+
+/* Clients are served, or were waited for long enough. */
+static void write_down(void *userdata)
+{
+	struct daemon *d = userdata;
+	const uint64_t seconds = (uint64_t)d->options->disk_drain_seconds;
+
+	if (d->phase == WRITING)
+		return;
+	if (!d->disks.n || !seconds) {
+		quit(d);
+		return;
+	}
+	log_info("writing to disk what only memory has", "disk_drain_seconds=%llu",
+		(unsigned long long)seconds);
+	enter(d, WRITING, seconds + SYNC_SECONDS, "writing to disk what only memory has");
+	cache_drain(d->cache, loop_now_ns() + seconds * 1000000000u, quit, d);
+}
+
 static void on_drain_timeout(void *userdata)
 {
+	struct daemon *d = userdata;
+
+	if (d->phase == WRITING) {
+		log_warning("the disk does not come to an end: not waiting for it");
+		quit(d);
+		return;
+	}
 	log_warning("commits in flight, or clients that do not read their answers, took too long: "
 		    "not waiting for them");
-	quit(userdata);
+	write_down(d);
 }
 
 static void on_term(void *userdata, int signo)
 {
 	struct daemon *d = userdata;
 
-	if (d->stopping) {
+	if (d->phase != SERVING) {
 		quit(d);
 		return;
 	}
-	d->stopping = true;
 	log_info("going down", "signal=%d", signo);
-	sd_notify(0, "STOPPING=1\nSTATUS=finishing commits in flight");
-	loop_arm(d->drain, (uint64_t)d->options->drain_seconds * 1000000000u, 0);
-	server_drain(d->server, quit, d);
+	sd_notify(0, "STOPPING=1");
+	enter(d, FINISHING, (uint64_t)d->options->drain_seconds, "finishing commits in flight");
+	server_drain(d->server, write_down, d);
 }
 
 /* ---- systemd ---- */
@@ -212,7 +259,10 @@ static void on_beat(void *userdata)
 	struct daemon *d = userdata;
 	char status[200];
 
-	server_status(d->server, status, sizeof(status));
+	if (d->phase == WRITING)
+		snprintf(status, sizeof(status), "writing to disk what only memory has");
+	else
+		server_status(d->server, status, sizeof(status));
 	sd_notifyf(0, "STATUS=%s%s", status, d->watchdog ? "\nWATCHDOG=1" : "");
 }
 
@@ -240,6 +290,16 @@ static unsigned pack_workers(const struct options *o)
 	return half < 1 ? 1 : half > PACK_WORKERS_AUTO ? PACK_WORKERS_AUTO : (unsigned)half;
 }
 
+static int build_disks(struct daemon *d)
+{
+	char why[700];
+	int r = disks_init(&d->disks, d->options, getenv("STATE_DIRECTORY"), why, sizeof(why));
+
+	if (r < 0)
+		log_error("cannot start", "part=disks why=\"%s\"", why);
+	return r;
+}
+
 static int build_cache(struct daemon *d)
 {
 	const struct options *o = d->options;
@@ -257,6 +317,14 @@ static int build_cache(struct daemon *d)
 		.huge_pages = o->huge_pages,
 		.prefault = o->prefault,
 		.arithmetic = o->gate_arithmetic ? GATE_FAST : GATE_EXACT,
+		.disk = {.paths = (const char *const *)d->disks.path,
+			.n_paths = d->disks.n,
+			.in_flight_bytes = o->disk_in_flight_bytes,
+			.write_bytes_per_day = o->disk_write_bytes_per_day,
+			.uring = !o->disk_engine,
+			.sqpoll = o->disk_sqpoll,
+			.iopoll = o->disk_iopoll,
+			.discard = o->disk_discard},
 	};
 
 	if (o->numa_node >= 0 && !machine_has_node((int)o->numa_node)) {
@@ -323,6 +391,8 @@ static int build(struct daemon *d)
 	if (r == 0)
 		r = failed("park", park_new(d->loop, &d->park));
 	if (r == 0)
+		r = build_disks(d);
+	if (r == 0)
 		r = failed("cache", build_cache(d));
 	if (r == 0)
 		r = gates_load(&gates, d->options);
@@ -353,6 +423,7 @@ static void tear_down(struct daemon *d)
 	leave(d);
 	server_free(d->server);
 	cache_free(d->cache);
+	disks_fini(&d->disks);
 	park_free(d->park);
 	counters_free(d->counters);
 	if (d->loop) {

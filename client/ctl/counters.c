@@ -64,3 +64,13 @@ double ctl_counters_sum(const struct ctl_counters *s, const char *name, int plan
 			sum += s->c[i].value;
 	return sum;
 }
+
+double ctl_counters_tier(const struct ctl_counters *s, const char *name, const char *tier)
+{
+	double sum = 0;
+
+	for (size_t i = 0; i < s->n; i++)
+		if (!strcmp(s->c[i].name, name) && !strcmp(s->c[i].tier, tier))
+			sum += s->c[i].value;
+	return sum;
+}

@@ -93,6 +93,8 @@ int ctl_counters_read(struct kvg_client *c, bool all, struct ctl_counters *ret);
 void ctl_counters_fini(struct ctl_counters *s);
 /* Sum over every label; plane -1: over all planes too. */
 double ctl_counters_sum(const struct ctl_counters *s, const char *name, int plane);
+/* The same, of one tier: "host", "disk". */
+double ctl_counters_tier(const struct ctl_counters *s, const char *name, const char *tier);
 
 #define COMMAND(name, operands, prose) int ctl_##name(int argc, char **argv);
 #include "client/ctl/commands.def"

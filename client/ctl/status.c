@@ -111,6 +111,18 @@ static void print_planes(const struct ctl_counters *c)
 	}
 }
 
+/* Nothing, where there is no such tier or nothing ever went down. */
+static void print_disk(const struct ctl_counters *c)
+{
+	double bytes = ctl_counters_tier(c, "kvgate_bytes", "disk"),
+	       down = ctl_counters_sum(c, "kvgate_demoted_planes_total", -1),
+	       up = ctl_counters_sum(c, "kvgate_promoted_planes_total", -1);
+
+	if (bytes > 0 || down > 0 || up > 0)
+		printf("disk     %s; %s planes went down, %s came up\n", ctl_bytes(bytes).s,
+			ctl_count(down).s, ctl_count(up).s);
+}
+
 static void print_summary(struct status *s)
 {
 	const struct ctl_counters *c = &s->counters;
@@ -121,6 +133,7 @@ static void print_summary(struct status *s)
 	printf("memory   %s of %s (%s); eviction from %s down to %s\n", ctl_bytes(used).s,
 		ctl_bytes(quota).s, ctl_percent(quota > 0 ? used / quota : 0).s,
 		ctl_percent(s->policy.high_watermark).s, ctl_percent(s->policy.low_watermark).s);
+	print_disk(c);
 	printf("blocks   %s, %s payload\n", ctl_count(ctl_counters_sum(c, "kvgate_blocks", -1)).s,
 		ctl_bytes(ctl_counters_sum(c, "kvgate_plane_bytes", -1)).s);
 	printf("commits  %s done, %s were there already, %s refused\n",

@@ -74,6 +74,8 @@ static void draw_rates(const struct snapshot *a, const struct snapshot *b, const
 		{"requests", "kvgate_requests_total", false},
 		{"evicted blocks", "kvgate_evicted_blocks_total", false},
 		{"evicted planes", "kvgate_evicted_planes_total", false},
+		{"planes to disk", "kvgate_demoted_planes_total", false},
+		{"planes from disk", "kvgate_promoted_planes_total", false},
 		{"pinned victims", "kvgate_evict_pinned_total", false},
 		{"refused", "kvgate_commit_refused_total", false},
 	};
@@ -119,6 +121,8 @@ static void draw(const struct kvg_session_info *who, const struct snapshot *a,
 	ctl_bar(bar, sizeof(bar), 40, quota > 0 ? used / quota : 0);
 	printf("memory   %s %s of %s, %s resident%s", bar, ctl_bytes(used).s, ctl_bytes(quota).s,
 		ctl_bytes(level(b, "kvgate_resident_bytes", -1)).s, eol);
+	printf("disk     %s%s",
+		ctl_bytes(ctl_counters_tier(&b->counters, "kvgate_bytes", "disk")).s, eol);
 	printf("blocks   %s   staged %s   packing %s%s%s",
 		ctl_count(level(b, "kvgate_blocks", -1)).s,
 		ctl_bytes(level(b, "kvgate_staging_bytes", -1)).s,
@@ -136,7 +140,8 @@ static struct json_object *to_json(const struct snapshot *a, const struct snapsh
 	struct json_object *o = json_object_new_object(), *planes = json_object_new_array();
 	static const char *const rates[] = {"kvgate_commits_total", "kvgate_commit_bytes_total",
 		"kvgate_touches_total", "kvgate_requests_total", "kvgate_evicted_blocks_total",
-		"kvgate_evicted_planes_total"};
+		"kvgate_evicted_planes_total", "kvgate_demoted_planes_total",
+		"kvgate_promoted_planes_total"};
 
 	json_object_object_add(o, "host_used", json_object_new_int64((int64_t)b->policy.host_used));
 	json_object_object_add(

@@ -71,9 +71,9 @@ KVG_API void kvg_close(struct kvg_client *c);
 /*
  * After a restart of the daemon (calls fail with -ECONNRESET, -EPIPE or -ENOTCONN): connects anew and takes this session
  * up again. 0: what is pinned was pinned all the while; layouts, keys and pointers into planes are as they were. Gone are
- * stages, pins of kvg_acquire(), and the answers of commits in flight, whose functions are told so. -ESTALE: the daemon has
- * nothing of it any more: close, and open a new client; what was pinned can be read until then. -ECONNREFUSED, -ENOENT: no
- * daemon yet. kvg_options.resume_ms makes calls and lookups do this by themselves. Blocks.
+ * stages, pins of kvg_acquire(), and the answers of commits in flight, whose functions are told so. -ESTALE: the daemon
+ * has nothing of it any more: close, and open a new client; what was pinned can be read until then. -ECONNREFUSED,
+ * -ENOENT: no daemon yet. kvg_options.resume_ms makes calls and lookups do this by themselves. Blocks.
  */
 KVG_API int kvg_resume(struct kvg_client *c);
 /* Of the last failed call; c NULL: of a call without a client (kvg_open, kvg_gate_*), per thread. */
@@ -175,8 +175,8 @@ struct kvg_pin {
 };
 
 /*
- * 0 and a pin, or -ENOENT (a miss), -ENODATA (less than min_retention is mapped; kvg_acquire fetches
- * what lies lower), -EAGAIN (no pin free), -ENOTCONN (the daemon is gone: connect again), -EOPNOTSUPP
+ * 0 and a pin, or -ENOENT (a miss), -ENODATA (it is there, but less than min_retention is mapped: kvg_prefix_fetch()
+ * brings up what lies in a lower tier), -EAGAIN (no pin free), -ENOTCONN (the daemon is gone: connect again), -EOPNOTSUPP
  * (a control session). Sets no error text. No system call.
  */
 KVG_API int kvg_lookup_pin(
@@ -196,6 +196,19 @@ KVG_API size_t kvg_prefix_lookup(struct kvg_layout *l, const struct kvg_key *key
  */
 KVG_API ssize_t kvg_prefix_pin_tokens(struct kvg_layout *l, const uint32_t *tokens, size_t n_tokens,
 	float min_retention, struct kvg_pin *ret_pins, struct kvg_key *ret_keys);
+/*
+ * kvg_prefix_pin() that also reads from lower tiers: what is mapped is pinned without a system call; where less than
+ * min_retention of a block is, or less than `want` although more is held, the daemon brings up `want` of its pairs (0:
+ * min_retention; at least the best plane; best planes first). Blocks as long as that takes, then; kvg_options.timeout_ms
+ * holds for 64 blocks at a time. What cannot be brought up ends the prefix only when less than min_retention is mapped.
+ * The number pinned; a negative errno only when nothing is.
+ */
+KVG_API ssize_t kvg_prefix_fetch(struct kvg_layout *l, const struct kvg_key *keys, size_t n,
+	float min_retention, float want, struct kvg_pin *ret_pins);
+/* The same for kvg_prefix_pin_tokens(). */
+KVG_API ssize_t kvg_prefix_fetch_tokens(struct kvg_layout *l, const uint32_t *tokens,
+	size_t n_tokens, float min_retention, float want, struct kvg_pin *ret_pins,
+	struct kvg_key *ret_keys);
 /* Pins that are not held (any more) are left alone. No system call. */
 KVG_API void kvg_unpin(struct kvg_client *c, const struct kvg_pin *pins, size_t n);
 
@@ -324,19 +337,46 @@ KVG_API int64_t kvg_commit_start(struct kvg_client *c, const struct kvg_commit *
 /* ---- through the socket: acquire for other tiers, hints, events -------------------------- */
 
 struct kvg_acquired {
-	int code; /* enum kvg_code: OK, NOT_FOUND, BELOW_RETENTION */
+	int code; /* enum kvg_code: OK, NOT_FOUND, BELOW_RETENTION, NO_SPACE, CORRUPT, QUOTA ... */
 	struct kvg_handle handle;
-	float retention;
+	float retention;       /* share of the pairs that is held, in all tiers together */
 	uint32_t held, mapped; /* plane bits */
 };
 /*
- * Pins by the daemon's count until kvg_release. prefix: stop at the first miss. ret: [n]. Returns the
- * number acquired. Blocks for one round trip per 256 keys.
+ * Pins by the daemon's count until kvg_release, and reads from lower tiers: when it returns, min_retention of each block
+ * that was acquired is mapped, and its best plane in any case. Planes are read through a pin, as those of every block are:
+ * kvg_lookup_pin(), kvg_planes(), kvg_unpin(), kvg_release(); the last two in either order. prefix: stop at the first
+ * miss. ret: [n]. Returns the number acquired. Blocks for one round trip per 256 keys, or until what has to come up is
+ * there. -EBUSY: 32 requests of this client have planes on their way.
  */
 KVG_API ssize_t kvg_acquire(struct kvg_layout *l, const struct kvg_key *keys, size_t n,
 	float min_retention, int prefix, struct kvg_acquired *ret);
+/*
+ * The same without waiting: pins what is held, and planes come up meanwhile, best first, until `want` of each block is
+ * mapped (0: min_retention; at least the best plane). ret_coming ([n], may be NULL): plane bits that are on their way.
+ * Blocks for one round trip per 256 keys.
+ */
+KVG_API ssize_t kvg_acquire_start(struct kvg_layout *l, const struct kvg_key *keys, size_t n,
+	float min_retention, float want, int prefix, struct kvg_acquired *ret, uint8_t *ret_coming);
+/* Readable when planes of kvg_acquire_start() came up, or did not; -ENOENT before its first call. Owned by the client. */
+KVG_API int kvg_arrival_fd(const struct kvg_client *c);
+/*
+ * Waits until something arrived since the last time, and clears kvg_arrival_fd(); look afterwards. 1, or 0 when time is up
+ * (0: does not wait, -1: no limit). -ENOENT; -ENOTCONN: the daemon is gone, and what was acquired with it.
+ */
+KVG_API int kvg_arrival_wait(struct kvg_client *c, int timeout_ms);
+/*
+ * What an acquired block holds now: bits of `mapped` come with the planes, bits of `held` go when a plane cannot be read.
+ * A plane that finds no room changes neither: kvg_acquire() of that block says so, and does not wait where nothing comes.
+ * 0, -ESTALE: it is not there any more; -ENOTCONN, -EOPNOTSUPP (a control session). Sets no error text. No system call.
+ */
+KVG_API int kvg_acquired_look(
+	const struct kvg_client *c, struct kvg_handle handle, struct kvg_acquired *ret);
 KVG_API int kvg_release(struct kvg_client *c, const struct kvg_handle *handles, size_t n);
-/* A hint that these will be read: counts as a use, moves them up. Returns how many are there. Blocks. */
+/*
+ * A hint that these will be read: counts as a use, and brings up `retention` of each (0: the best plane) without waiting
+ * for it. Returns how many are there. Blocks for one round trip per 256 keys.
+ */
 KVG_API ssize_t kvg_prefetch(
 	struct kvg_layout *l, const struct kvg_key *keys, size_t n, float retention);
 

@@ -182,7 +182,7 @@ int kvg_open(const struct kvg_options *options, struct kvg_client **ret)
 	c = calloc(1, sizeof(*c));
 	if (!c)
 		return client_fail(NULL, -ENOMEM, 0, "out of memory");
-	c->sock = c->poll_fd = c->wake_fd = -1;
+	c->sock = c->poll_fd = c->wake_fd = c->arrival_fd = -1;
 	c->queue_end = &c->queue;
 	c->timeout_ms = o.timeout_ms ? o.timeout_ms : DEFAULT_TIMEOUT_MS;
 	c->resume_ms = o.resume_ms;
@@ -220,6 +220,7 @@ void kvg_close(struct kvg_client *c)
 	layouts_fini(c);
 	segments_fini(c);
 	stage_fini(c);
+	arrival_fini(c);
 	pin_map_fini(&c->pins);
 	index_map_fini(&c->index);
 	key_hasher_free(c->hasher);

@@ -72,6 +72,8 @@ struct kvg_client {
 	size_t n_segments, segments_size; /* open addressing, a power of two */
 	uint8_t *staging;                 /* NULL until the first stage reply */
 	uint64_t staging_bytes;
+	int arrival_fd;   /* kvg_arrival_fd(): of the first reply that did not wait; -1 */
+	bool arrival_old; /* it is of a connection that ended */
 	struct old_staging *old_staging; /* of connections that ended: mapped still, and empty */
 
 	struct key_hasher *hasher;
@@ -159,6 +161,21 @@ int stage_adopt(
 	struct kvg_client *c, struct reply *r); /* takes the staging memfd of a first stage reply */
 void commit_deliver(struct kvg_client *c, struct call *call, int error, const struct reply *r);
 void event_deliver(struct kvg_client *c, const Kvgate__V1__Event *e);
+
+/* The same for the pipe of a first acquire reply that did not wait. */
+int arrival_adopt(struct kvg_client *c, struct reply *r);
+void arrival_fini(struct kvg_client *c);
+void keys_to_bytes(const struct kvg_key *keys, size_t n, ProtobufCBinaryData *ret);
+
+/* ---- lookup.c ---- */
+
+/*
+ * kvg_prefix_pin() that also ends where less than `want` is mapped and a lower tier has more. *ret_why: 0, or why it ended, as
+ * kvg_lookup_pin() says it.
+ */
+size_t prefix_pin(struct kvg_layout *l, const struct kvg_key *keys, size_t n, float min_retention,
+	float want, struct kvg_pin *ret_pins, int *ret_why);
+size_t pins_left(const struct kvg_client *c);
 
 /* ---- segments.c ---- */
 

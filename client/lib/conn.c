@@ -128,7 +128,8 @@ static void late_reply(struct kvg_client *c, struct reply *r)
 		abort_.n_stages = n;
 		q.body_case = KVGATE__V1__REQUEST__BODY_ABORT;
 		q.abort = &abort_;
-	} else if (r->msg->body_case == KVGATE__V1__REPLY__BODY_ACQUIRE) {
+	} else if (r->msg->body_case == KVGATE__V1__REPLY__BODY_ACQUIRE &&
+		arrival_adopt(c, r) == 0) {
 		const Kvgate__V1__AcquireReply *a = r->msg->acquire;
 
 		for (size_t i = 0; i < a->n_blocks && n < KVG_BATCH_MAX; i++)

@@ -178,8 +178,11 @@ static float retention(const struct kvg_shm_entry *e, uint32_t n_planes, unsigne
 	return all ? (float)((double)there / (double)all) : 0.0f;
 }
 
-/* Step 5, after the fence: what the published pin `p` really holds. Clears it when that is not enough. */
-static int pin_settle(struct kvg_client *c, float min_retention, struct kvg_pin *p)
+/*
+ * Step 5, after the fence: what the published pin `p` really holds. Clears it when that is not enough: less than
+ * min_retention, or less than `want` while a lower tier has more.
+ */
+static int pin_settle(struct kvg_client *c, float min_retention, float want, struct kvg_pin *p)
 {
 	const struct kvg_shm_entry *e = &c->index.entries[p->handle.slot];
 	const uint64_t word = entry_word(e);
@@ -195,7 +198,8 @@ static int pin_settle(struct kvg_client *c, float min_retention, struct kvg_pin 
 	p->n_planes = (uint16_t)n_planes;
 	p->tokens = __atomic_load_n(&e->tokens, __ATOMIC_RELAXED);
 	p->retention = retention(e, n_planes, p->mapped);
-	if (p->mapped == 0 || p->retention < min_retention) {
+	if (p->mapped == 0 || p->retention < min_retention ||
+		(p->retention < want && (p->held & ~p->mapped))) {
 		pin_clear(&c->pins, p->index);
 		return -ENODATA;
 	}
@@ -228,39 +232,86 @@ int kvg_lookup_pin(
 	if (r < 0)
 		return r;
 	atomic_thread_fence(memory_order_seq_cst);
-	r = pin_settle(l->client, min_retention, &p);
+	r = pin_settle(l->client, min_retention, 0, &p);
 	if (r == 0)
 		*ret = p;
 	return r;
 }
 
+/* One batch: its keys published together, with one fence. Returns how many are pinned. */
+static size_t pin_batch(struct kvg_layout *l, const struct kvg_key *keys, size_t n,
+	float min_retention, float want, struct kvg_pin *p, int *ret_why)
+{
+	struct kvg_client *c = l->client;
+	size_t published = 0, settled = 0;
+	int why = 0, refused = 0;
+
+	warm(&c->index, keys, n);
+	while (published < n && (why = pin_try(l, &keys[published], &p[published])) == 0)
+		published++;
+	atomic_thread_fence(memory_order_seq_cst);
+	while (settled < published &&
+		(refused = pin_settle(c, min_retention, want, &p[settled])) == 0)
+		settled++;
+	for (size_t i = settled + 1; i < published;
+		i++) /* pin_settle() cleared the one it refused */
+		pin_clear(&c->pins, p[i].index);
+	*ret_why = refused ? refused : why;
+	return settled;
+}
+
+size_t prefix_pin(struct kvg_layout *l, const struct kvg_key *keys, size_t n, float min_retention,
+	float want, struct kvg_pin *ret_pins, int *ret_why)
+{
+	size_t done = 0;
+
+	*ret_why = may_lookup(l->client);
+	while (done < n && *ret_why == 0)
+		done += pin_batch(l, keys + done, n - done < WARM_KEYS ? n - done : WARM_KEYS,
+			min_retention, want, ret_pins + done, ret_why);
+	return done;
+}
+
 size_t kvg_prefix_pin(struct kvg_layout *l, const struct kvg_key *keys, size_t n,
 	float min_retention, struct kvg_pin *ret_pins)
 {
-	struct kvg_client *c = l->client;
-	size_t done = 0;
+	int why;
 
-	if (may_lookup(c) < 0)
-		return 0;
-	while (done < n) {
-		const size_t batch = n - done < WARM_KEYS ? n - done : WARM_KEYS;
-		struct kvg_pin *p = ret_pins + done;
-		size_t published = 0, settled = 0;
+	return prefix_pin(l, keys, n, min_retention, 0, ret_pins, &why);
+}
 
-		warm(&c->index, keys + done, batch);
-		while (published < batch && pin_try(l, &keys[done + published], &p[published]) == 0)
-			published++;
-		atomic_thread_fence(memory_order_seq_cst);
-		while (settled < published && pin_settle(c, min_retention, &p[settled]) == 0)
-			settled++;
-		for (size_t i = settled + 1; i < published;
-			i++) /* pin_settle() cleared the one it refused */
-			pin_clear(&c->pins, p[i].index);
-		done += settled;
-		if (settled < batch)
-			break;
-	}
-	return done;
+size_t pins_left(const struct kvg_client *c)
+{
+	return c->pins.n_free + (c->pins.n_pins - c->pins.high);
+}
+
+int kvg_acquired_look(
+	const struct kvg_client *c, struct kvg_handle handle, struct kvg_acquired *ret)
+{
+	const struct kvg_shm_entry *e;
+	uint32_t n_planes;
+	uint64_t word;
+
+	if (c->lookup_error)
+		return c->lookup_error;
+	if (atomic_load_explicit(&c->index.head->epoch, memory_order_relaxed) != c->epoch)
+		return -ENOTCONN;
+	if (handle.slot >= c->index.n_slots)
+		return -ESTALE;
+	e = &c->index.entries[handle.slot];
+	word = entry_word(e);
+	n_planes = __atomic_load_n(&e->n_planes, __ATOMIC_RELAXED);
+	if (kvg_word_gen(word) != handle.gen || !(word & KVG_ENTRY_LIVE) || n_planes == 0 ||
+		n_planes > KVG_PLANES_MAX)
+		return -ESTALE;
+	*ret = (struct kvg_acquired){
+		.code = KVG_CODE_OK,
+		.handle = handle,
+		.retention = retention(e, n_planes, kvg_word_held(word)),
+		.held = kvg_word_held(word),
+		.mapped = kvg_word_mapped(word),
+	};
+	return 0;
 }
 
 size_t kvg_prefix_lookup(struct kvg_layout *l, const struct kvg_key *keys, size_t n)

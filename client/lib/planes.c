@@ -185,8 +185,21 @@ static bool tokens_stored(struct kvg_layout *l, const struct kvg_pin *pin, const
 		!memcmp(v[0].ids, tokens, l->shape.tokens * sizeof(*tokens));
 }
 
-ssize_t kvg_prefix_pin_tokens(struct kvg_layout *l, const uint32_t *tokens, size_t n_tokens,
-	float min_retention, struct kvg_pin *ret_pins, struct kvg_key *ret_keys)
+struct token_wish {
+	float min_retention, want;
+	bool fetch;
+};
+
+static ssize_t pin_some(struct kvg_layout *l, const struct kvg_key *keys, size_t n,
+	const struct token_wish *w, struct kvg_pin *ret_pins)
+{
+	if (w->fetch)
+		return kvg_prefix_fetch(l, keys, n, w->min_retention, w->want, ret_pins);
+	return (ssize_t)kvg_prefix_pin(l, keys, n, w->min_retention, ret_pins);
+}
+
+static ssize_t prefix_tokens(struct kvg_layout *l, const uint32_t *tokens, size_t n_tokens,
+	const struct token_wish *w, struct kvg_pin *ret_pins, struct kvg_key *ret_keys)
 {
 	enum {
 		BATCH = 64
@@ -204,20 +217,39 @@ ssize_t kvg_prefix_pin_tokens(struct kvg_layout *l, const uint32_t *tokens, size
 		const size_t batch = n - done < BATCH ? n - done : BATCH;
 		const uint32_t *at = tokens + done * l->shape.tokens;
 		const struct kvg_key *keys = ret_keys ? ret_keys + done : some;
-		size_t got, same = 0;
+		size_t same = 0;
+		ssize_t got;
 
 		if (!ret_keys) {
 			kvg_key_chain(l, done ? &parent : NULL, at, batch * l->shape.tokens, some);
 			parent = some[batch - 1];
 		}
-		got = kvg_prefix_pin(l, keys, batch, min_retention, ret_pins + done);
-		while (same < got &&
+		got = pin_some(l, keys, batch, w, ret_pins + done);
+		if (got < 0)
+			return done ? (ssize_t)done : got;
+		while (same < (size_t)got &&
 			tokens_stored(l, &ret_pins[done + same], at + same * l->shape.tokens))
 			same++;
-		kvg_unpin(l->client, ret_pins + done + same, got - same);
+		kvg_unpin(l->client, ret_pins + done + same, (size_t)got - same);
 		done += same;
 		if (same < batch)
 			break;
 	}
 	return (ssize_t)done;
+}
+
+ssize_t kvg_prefix_pin_tokens(struct kvg_layout *l, const uint32_t *tokens, size_t n_tokens,
+	float min_retention, struct kvg_pin *ret_pins, struct kvg_key *ret_keys)
+{
+	const struct token_wish w = {.min_retention = min_retention};
+
+	return prefix_tokens(l, tokens, n_tokens, &w, ret_pins, ret_keys);
+}
+
+ssize_t kvg_prefix_fetch_tokens(struct kvg_layout *l, const uint32_t *tokens, size_t n_tokens,
+	float min_retention, float want, struct kvg_pin *ret_pins, struct kvg_key *ret_keys)
+{
+	const struct token_wish w = {min_retention, want, true};
+
+	return prefix_tokens(l, tokens, n_tokens, &w, ret_pins, ret_keys);
 }

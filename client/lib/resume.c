@@ -9,7 +9,7 @@
  *	subscribe again
  *
  * What hung on the old connection is gone: stages (their memory stays mapped, for whoever is still writing to it), pins through
- * the socket, calls without an answer. Where the daemon does not have our session, or another index, nothing is as it was:
+ * the socket and the planes that were on their way for them, calls without an answer. Where the daemon does not have our session, or another index, nothing is as it was:
  * that is -ESTALE, and a matter for a new client.
  */
 #include "client/lib/client.h"
@@ -78,6 +78,7 @@ static int connect_anew(struct kvg_client *c)
 	}
 	if (r == 0) {
 		stage_retire(c);
+		c->arrival_old = true;
 		r = client_watch_again(c);
 	}
 	for (struct kvg_layout *l = c->layouts; l && r == 0; l = l->next)

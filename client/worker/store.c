@@ -14,6 +14,7 @@
 #include "proto/shape.h"
 
 #define PROTECTED  0x7c00 /* +inf, as f16 */
+#define ALL_PAIRS  1.0f   /* brought up from disk: the answer does not depend on what lay where */
 #define TAIL_TRIES 1024   /* lengths; their hashes grow with the square of the block's tokens */
 
 /* Of the daemon's gate only the bands are known here: those of probabilities are above 0. */
@@ -244,7 +245,7 @@ static bool pin_short(struct store *s, const struct store_wish *w, uint32_t n, s
 
 	kvg_key_block(s->layout, r->n_blocks ? &r->keys[r->n_blocks - 1] : NULL, w->tokens + first,
 		n, &key);
-	if (kvg_lookup_pin(s->layout, &key, (float)w->min_retention, pin) < 0)
+	if (kvg_prefix_fetch(s->layout, &key, 1, (float)w->min_retention, ALL_PAIRS, pin) != 1)
 		return false;
 	if (!tokens_equal(s, pin, w->tokens + first, n)) {
 		kvg_unpin(s->client, pin, 1);
@@ -274,8 +275,8 @@ static void pin_tail(struct store *s, const struct store_wish *w, struct reuse *
 
 static int pin_prefix(struct store *s, const struct store_wish *w, struct reuse *r)
 {
-	ssize_t got = kvg_prefix_pin_tokens(
-		s->layout, w->tokens, w->n, (float)w->min_retention, r->pins, r->keys);
+	ssize_t got = kvg_prefix_fetch_tokens(
+		s->layout, w->tokens, w->n, (float)w->min_retention, ALL_PAIRS, r->pins, r->keys);
 
 	if (got < 0)
 		return (int)got;

@@ -2,8 +2,8 @@
 /*
  * store: the KV cache of the machine as the worker uses it - what is there of a prompt, and what
  * it adds.
- * Thread: one. Locks: none. Blocks: opening, a first read of a segment and putting do, on the
- * daemon.
+ * Thread: one. Locks: none. Blocks: opening, a first read of a segment, what has to come up from
+ * disk, and putting do, on the daemon.
  * Errors: negative errno; the text is kvg_last_error(), or put's own.
  *
  * Rows in planes are what attention reads: get pins blocks and lists their runs, nothing is
@@ -61,7 +61,7 @@ struct store_wish {
 };
 /*
  * Pins the longest prefix, one token short of the prompt at least: whole blocks, and a short one
- * that ends a context, unless the whole block in its place is to be put.
+ * that ends a context, unless the whole block in its place is to be put. What lies on disk is brought up.
  */
 int store_get(struct store *s, const struct store_wish *w, struct reuse *ret);
 void reuse_fini(struct store *s, struct reuse *r);

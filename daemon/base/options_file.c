@@ -218,9 +218,21 @@ static int in_model(struct reading *r, const char *section, const char *name, co
 	return 1;
 }
 
+/* Under [disk] `size` is disk_size: names are unique in the environment and among flags, and short in their section. */
+static unsigned find_in_section(const char *section, const char *name)
+{
+	char full[OPTIONS_TEXT_MAX];
+	const int n = snprintf(full, sizeof(full), "%s_%s", section, name);
+	unsigned i = (size_t)n < sizeof(full) ? option_find(full, (size_t)n) : OPTION_N;
+
+	return i == OPTION_N || strcmp(option_table[i].section, section)
+		? option_find(name, strlen(name))
+		: i;
+}
+
 static int in_option(struct reading *r, const char *section, const char *name, const char *value)
 {
-	unsigned i = option_find(name, strlen(name));
+	unsigned i = find_in_section(section, name);
 
 	if (i == OPTION_N)
 		return fail_line(r, "%s is not a parameter; kvgated --help lists them", name);

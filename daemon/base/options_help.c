@@ -10,6 +10,9 @@ static const struct {
 } sections[] = {
 	{"daemon", "The daemon itself."},
 	{"memory", "Memory, and what leaves it first."},
+	{"disk",
+		"A tier below memory, on files or block devices (here the names may stand without "
+		"their disk_)."},
 	{"limits", "What one tenant may have, unless its own section says otherwise."},
 };
 
@@ -47,7 +50,7 @@ static const char *arg_of(enum option_type t)
 /* "default 50%, 1MiB to 100%, restart" */
 static void print_facts(FILE *to, const struct option_info *i)
 {
-	fprintf(to, "default %s", i->dflt);
+	fprintf(to, "default %s", i->dflt[0] ? i->dflt : "empty");
 	if (i->type == OPTION_CHOICE) {
 		fputs("; one of ", to);
 		for (const char *p = i->min; *p; p++)

@@ -91,6 +91,11 @@ bool held_remove(struct held *h, struct kvg_handle handle)
 	return true;
 }
 
+bool held_has(const struct held *h, struct kvg_handle handle)
+{
+	return h->used && handle.gen && find(h, kvg_handle_pack(handle))->handle;
+}
+
 bool held_take_any(struct held *h, uint32_t *cursor, struct kvg_handle *ret, uint32_t *ret_count)
 {
 	for (; *cursor < h->size; ++*cursor) {

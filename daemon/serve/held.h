@@ -28,6 +28,7 @@ void held_fini(struct held *h);
 int held_reserve(struct held *h);
 void held_add(struct held *h, struct kvg_handle handle);
 bool held_remove(struct held *h, struct kvg_handle handle); /* one of them; false: not held */
+bool held_has(const struct held *h, struct kvg_handle handle);
 /* Any one handle, and how often it is held; it is gone from here then. False: empty. */
 bool held_take_any(struct held *h, uint32_t *cursor, struct kvg_handle *ret, uint32_t *ret_count);
 

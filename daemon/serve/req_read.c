@@ -1,91 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Pins through the socket, hints, and the segments that a client maps to read. */
-#include <errno.h>
-#include <math.h>
+/* Pins through the socket that are given back, and the segments that a client maps to read. */
 #include <string.h>
 
 #include "daemon/serve/request.h"
-
-struct keys_args { /* of acquire and prefetch */
-	uint32_t layout;
-	size_t n;
-	struct kvg_key *keys;
-	float retention;
-	bool prefix;
-};
-
-static int check_retention(struct request *r, float retention)
-{
-	if (isfinite(retention) && retention >= 0 && retention <= 1)
-		return KVG_CODE_OK;
-	return request_refuse(
-		r, KVG_CODE_BAD_ARGUMENT, "retention %g: use 0 to 1", (double)retention);
-}
-
-/* ---- acquire ---- */
-
-int prep_acquire(struct request *r, const Kvgate__V1__Request *q)
-{
-	const Kvgate__V1__Acquire *m = q->acquire;
-	struct keys_args *a = r->args = request_new(r, 1, struct keys_args);
-
-	*a = (struct keys_args){.layout = m->layout,
-		.n = m->n_keys,
-		.retention = m->min_retention,
-		.prefix = m->prefix};
-	if (check_retention(r, m->min_retention))
-		return KVG_CODE_BAD_ARGUMENT;
-	return request_keys(r, m->n_keys, m->keys, &a->keys);
-}
-
-static int acquire_one(struct request *r, const struct cache_layout *l, const struct kvg_key *key,
-	float min_retention, struct cache_block_result *ret)
-{
-	struct session *s = r->session;
-	int code;
-
-	if (held_reserve(&s->held) < 0)
-		return KVG_CODE_NO_MEMORY;
-	if (charge_add(&s->held_charge, &r->tenant->account, ACCOUNT_PINS, 1) < 0)
-		return KVG_CODE_QUOTA;
-	code = cache_acquire(r->tenant->cache, l, key, min_retention, ret);
-	if (code == KVG_CODE_OK)
-		held_add(&s->held, ret->handle);
-	else
-		charge_sub(&s->held_charge, 1);
-	return code < 0 ? request_errno(r, code) : code;
-}
-
-int run_acquire(struct request *r)
-{
-	const struct keys_args *a = r->args;
-	Kvgate__V1__AcquireReply *m = request_new(r, 1, Kvgate__V1__AcquireReply);
-	struct cache_layout *l;
-	int code = request_layout(r, r->tenant, a->layout, &l);
-
-	if (code)
-		return code;
-	kvgate__v1__acquire_reply__init(m);
-	m->blocks = request_new(r, a->n, Kvgate__V1__BlockResult *);
-	for (size_t i = 0; i < a->n; i++) {
-		Kvgate__V1__BlockResult *b = m->blocks[i] =
-			request_new(r, 1, Kvgate__V1__BlockResult);
-		struct cache_block_result result = {0};
-
-		kvgate__v1__block_result__init(b);
-		b->code = (uint32_t)acquire_one(r, l, &a->keys[i], a->retention, &result);
-		b->handle = b->code == KVG_CODE_OK ? kvg_handle_pack(result.handle) : 0;
-		b->retention = result.retention;
-		b->held = result.held;
-		b->mapped = result.mapped;
-		m->n_blocks++;
-		if (a->prefix && b->code != KVG_CODE_OK)
-			break;
-	}
-	r->reply->body_case = KVGATE__V1__REPLY__BODY_ACQUIRE;
-	r->reply->acquire = m;
-	return KVG_CODE_OK;
-}
 
 /* ---- release ---- */
 
@@ -120,42 +37,14 @@ int run_release(struct request *r)
 
 		if (!held_remove(&r->session->held, h))
 			continue;
+		if (!held_has(&r->session->held, h))
+			acquires_released(r->session, h);
 		cache_release(r->tenant->cache, h);
 		charge_sub(&r->session->held_charge, 1);
 		m->released++;
 	}
 	r->reply->body_case = KVGATE__V1__REPLY__BODY_RELEASE;
 	r->reply->release = m;
-	return KVG_CODE_OK;
-}
-
-/* ---- prefetch: there is one tier, so what is there is there already ---- */
-
-int prep_prefetch(struct request *r, const Kvgate__V1__Request *q)
-{
-	const Kvgate__V1__Prefetch *m = q->prefetch;
-	struct keys_args *a = r->args = request_new(r, 1, struct keys_args);
-
-	*a = (struct keys_args){.layout = m->layout, .n = m->n_keys, .retention = m->retention};
-	if (check_retention(r, m->retention))
-		return KVG_CODE_BAD_ARGUMENT;
-	return request_keys(r, m->n_keys, m->keys, &a->keys);
-}
-
-int run_prefetch(struct request *r)
-{
-	const struct keys_args *a = r->args;
-	Kvgate__V1__PrefetchReply *m = request_new(r, 1, Kvgate__V1__PrefetchReply);
-	struct cache_layout *l;
-	int code = request_layout(r, r->tenant, a->layout, &l);
-
-	if (code)
-		return code;
-	kvgate__v1__prefetch_reply__init(m);
-	for (size_t i = 0; i < a->n; i++)
-		m->present += cache_present_in(r->tenant->cache, l, &a->keys[i]);
-	r->reply->body_case = KVGATE__V1__REPLY__BODY_PREFETCH;
-	r->reply->prefetch = m;
 	return KVG_CODE_OK;
 }
 

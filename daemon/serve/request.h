@@ -114,6 +114,13 @@ void commits_orphan(struct session *s); /* commits in flight lose their client a
 void commits_cancel(struct server *s);  /* the daemon goes down: nobody waits for any of them */
 void later_orphan(struct session *s);   /* the same for purges and verifications */
 void later_cancel(struct server *s);
+void acquires_cancel(struct session
+		*s); /* nobody waits any more, and pins that were not answered for are gone */
+void acquires_shut_down(struct server *s); /* those who wait are told so */
+/* The session's last pin of this block is about to go. */
+void acquires_released(struct session *s, struct kvg_handle h);
+void arrivals_init(struct arrivals *a);
+void arrivals_fini(struct arrivals *a);
 void events_unsubscribe(struct session *s);
 void events_catch_up(struct session *s); /* it has read everything: tells it what it lost */
 struct cache_event;

@@ -3,7 +3,7 @@
  * The list of sessions and what concerns all of them: accepting, reloading, draining.
  *
  * Draining: the socket is closed for newcomers, stages and commits are refused; commits in flight, purges and
- * verifications go on and are answered; when there is none left and every client has taken what waited for it, done
+ * verifications go on and are answered, those who wait for planes are told that none come any more; when there is none left and every client has taken what waited for it, done
  * runs. Sessions stay until server_free(), so that clients may read on.
  */
 #include "daemon/serve/server.h"
@@ -73,6 +73,8 @@ struct server *server_free(struct server *s)
 	loop_del_timer(s->watch);
 	commits_cancel(s);
 	later_cancel(s);
+	for (struct session *session = s->sessions; session; session = session->next)
+		acquires_cancel(session);
 	cache_on_event(s->parts.cache, NULL, NULL);
 	loop_run_posted(s->parts.loop); /* sessions that are ending already */
 	while (s->sessions)
@@ -128,6 +130,7 @@ void server_drain(struct server *s, server_done_fn done, void *userdata)
 	s->draining = true;
 	s->done = done;
 	s->done_userdata = userdata;
+	acquires_shut_down(s);
 	drained(s);
 }
 

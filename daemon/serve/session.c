@@ -56,7 +56,8 @@ void session_greeted(struct session *s, struct tenant *t)
 
 static bool holds_something(const struct session *s)
 {
-	return s->stages.used || s->held.used || s->batches || pinpage_holds(&s->pinpage);
+	return s->stages.used || s->held.used || s->acquires || s->batches ||
+		pinpage_holds(&s->pinpage);
 }
 
 static void release_held(struct session *s)
@@ -133,6 +134,8 @@ void session_free(struct session *s)
 	events_unsubscribe(s);
 	commits_orphan(s);
 	later_orphan(s);
+	acquires_cancel(s);
+	arrivals_fini(&s->arrivals);
 	release_held(s);
 	stages_fini(&s->stages);
 	drop_layouts(s);
@@ -385,6 +388,7 @@ static struct session *make(struct server *server, int sock)
 	*s = (struct session){.server = server, .sock = sock, .peer.pidfd = -1};
 	outbox_init(&s->outbox, sock);
 	pinpage_init(&s->pinpage);
+	arrivals_init(&s->arrivals);
 	stages_init(&s->stages, server->sweeper);
 	s->next = server->sessions;
 	s->link = &server->sessions;

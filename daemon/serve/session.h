@@ -17,9 +17,16 @@
 #include "daemon/serve/tenant.h"
 #include "proto/wire.h"
 
+struct acquire;
 struct commit_batch;
 struct later;
 struct request_buffers;
+
+/* Where a client that does not wait is told that planes came up. */
+struct arrivals {
+	int read_fd, write_fd; /* -1: no pipe yet */
+	bool sent;             /* the first of them, to the client */
+};
 
 enum session_state {
 	SESSION_GREETING, /* connected, hello to come */
@@ -49,6 +56,9 @@ struct session {
 	struct pinpage pinpage;
 	struct charge page_pins; /* beyond its share */
 	struct parked parked; /* the page's name in the keeper's hands; kind 0: it is not there */
+	struct arrivals arrivals;
+	struct acquire *acquires; /* whose planes are on their way */
+	unsigned n_acquires;
 	struct held held;
 	struct charge held_charge;
 	struct stages stages;

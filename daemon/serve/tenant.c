@@ -52,7 +52,8 @@ static int apply(
 {
 	const struct options_tenant *section = options_tenant_find(o, t->name);
 	const struct options_limits *l = section ? &section->limits : &o->limits;
-	const struct cache_limits limits = {.host_bytes = l->host_bytes, .floor = (float)l->floor};
+	const struct cache_limits limits = {
+		.host_bytes = l->host_bytes, .disk_bytes = l->disk_bytes, .floor = (float)l->floor};
 	int r = 0;
 
 	if (t->cache)

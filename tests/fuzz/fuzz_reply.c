@@ -126,6 +126,7 @@ static void make_call(struct kvg_client *c, struct kvg_layout *l, unsigned which
 	struct kvg_policy policy = KVG_OPTIONS_INIT(kvg_policy);
 	struct kvg_purge_result purged;
 	struct kvg_acquired acquired[3];
+	uint8_t coming[3];
 	struct kvg_stage s[3] = {{.id = 1}, {.id = 2}, {.id = 3}};
 	struct kvg_commit items[2] = {{.stage = &s[0]}, {.stage = &s[1]}};
 	struct kvg_commit_result results[2];
@@ -151,7 +152,11 @@ static void make_call(struct kvg_client *c, struct kvg_layout *l, unsigned which
 		kvg_commit_start(c, items, 2, on_commit, &sum);
 		break;
 	case 4:
-		kvg_acquire(l, keys, 3, 0.5f, 0, acquired);
+		if (which & 16)
+			kvg_acquire_start(l, keys, 3, 0.5f, 1, 0, acquired, coming);
+		else
+			kvg_acquire(l, keys, 3, 0.5f, 0, acquired);
+		kvg_arrival_wait(c, 0);
 		break;
 	case 5:
 		kvg_prefetch(l, keys, 3, 1);
@@ -226,7 +231,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 	assert(c && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, s) == 0);
 	assert(key_hasher_new(&c->hasher) == 0);
 	c->sock = s[0];
-	c->poll_fd = c->wake_fd = -1;
+	c->poll_fd = c->wake_fd = c->arrival_fd = -1;
 	c->queue_end = &c->queue;
 	c->timeout_ms = 1000;
 	l.client = c;

@@ -190,6 +190,8 @@ static void test_every_answer_arrives(void **state)
 	daemon_cleanup(&d);
 }
 
+#define UNREAD 500 /* more answers than a socket holds */
+
 /* Somebody who never reads what it asked for. */
 static int never_reads(const struct daemon_process *d)
 {
@@ -200,7 +202,7 @@ static int never_reads(const struct daemon_process *d)
 	raw_hello(sock);
 	q.body_case = KVGATE__V1__REQUEST__BODY_ABORT;
 	q.abort = &m;
-	for (q.id = 2; q.id < 500; q.id++)
+	for (q.id = 2; q.id < UNREAD; q.id++)
 		raw_send(sock, &q);
 	return sock;
 }
@@ -214,8 +216,10 @@ static double seconds_to_end(const char *drain_seconds, bool twice, bool says)
 
 	start(&d, drain_seconds);
 	sock = never_reads(&d);
-	c = client_open(&d); /* and by its answers, all of those requests were read */
+	c = client_open(&d);
 	client_wait_counter(c, "kvgate_sessions", 2);
+	while (client_counter(c, "kvgate_requests_total") < UNREAD) /* all of those were served */
+		daemon_check_alive(&d);
 	begin = now();
 	assert_int_equal(kill(d.pid, SIGTERM), 0);
 	if (twice) {

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 if(TARGET kvgate_static)
-	foreach(name test_client test_client_end test_client_read test_client_resume)
+	foreach(name test_client test_client_end test_client_read test_client_fetch test_client_resume)
 		kvg_test(${name} SOURCES ${name}.c client_fake.c LIBS kvgate_static Threads::Threads LABELS unit)
 		target_include_directories(${name} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
 	endforeach()

@@ -9,3 +9,7 @@ foreach(name session request request_limits plateau)
 	kvg_test(test_${name} SOURCES test_${name}.c serve_fixture.c LIBS kvserve kvcache kvbase kvproto
 		Threads::Threads m LABELS unit)
 endforeach()
+kvg_test(test_acquire SOURCES test_acquire.c serve_fixture.c LIBS kvserve kvcache kvbase kvproto Threads::Threads m LABELS unit)
+foreach(call acquire look inspect fetch fetch_cancel)
+	target_link_options(test_acquire PRIVATE -Wl,--wrap=cache_${call})
+endforeach()

@@ -188,6 +188,34 @@ static void test_acquire(void **state)
 	assert_int_equal(r.blocks, BLOCKS);
 }
 
+/* With one tier all that is held is mapped: nobody waits, and nothing arrives. */
+static void test_acquire_start(void **state)
+{
+	struct kvg_acquired got[BLOCKS], look;
+	struct kvg_pin pins[BLOCKS];
+	struct kvg_purge_result r;
+	uint8_t coming[BLOCKS];
+
+	(void)state;
+	assert_int_equal(kvg_acquire_start(l, key, BLOCKS, 1, 1, 1, got, coming), BLOCKS);
+	assert_int_equal(coming[0], 0);
+	assert_true(kvg_arrival_fd(c) >= 0);
+	assert_int_equal(kvg_arrival_wait(c, 0), 0);
+	assert_int_equal(kvg_acquired_look(c, got[1].handle, &look), 0);
+	assert_int_equal(look.held, got[1].held);
+	assert_int_equal(look.mapped, look.held);
+	assert_int_equal(kvg_prefix_fetch(l, key, BLOCKS, 1, 1, pins), BLOCKS);
+	assert_true(content_compare(&model_small, 1, l, &pins[0]) > 0);
+	for (unsigned i = 0; i < BLOCKS; i++)
+		assert_int_equal(kvg_release(c, &got[i].handle, 1), 0);
+	purge(0, NULL, 0, &r);
+	assert_int_equal(r.pinned, BLOCKS);
+	kvg_unpin(c, pins, BLOCKS);
+	purge(0, NULL, 0, &r);
+	assert_int_equal(r.pinned, 0);
+	assert_int_equal(kvg_acquired_look(c, got[1].handle, &look), -ESTALE);
+}
+
 /* ---- event loop ---- */
 
 struct seen {
@@ -481,6 +509,7 @@ int main(void)
 		TEST(test_gather_and_select),
 		TEST(test_pins_hold),
 		TEST(test_acquire),
+		TEST(test_acquire_start),
 		TEST(test_event_loop),
 		TEST(test_shorter_block),
 		TEST(test_opaque_blocks),

@@ -287,6 +287,37 @@ static void test_follow(void **state)
 	options_free(b);
 }
 
+/* Under [disk] a name may stand without its prefix; it is the same parameter. */
+static void test_disk(void **state)
+{
+	struct options *o = parse("[disk]\npaths = a:/b/c\ndisk_size = 2GiB\ndrain_seconds = 7\n"
+				  "engine = threads\n[daemon]\ndrain_seconds = 3\n"
+				  "[limits]\ntenant_disk_bytes = 5GiB\n"
+				  "[tenant a]\ndisk_bytes = 1TiB\n[tenant b]\n");
+
+	(void)state;
+	assert_non_null(o);
+	assert_string_equal(o->disk_paths, "a:/b/c");
+	assert_int_equal(o->disk_size, 2 * GIB);
+	assert_int_equal(o->disk_drain_seconds, 7);
+	assert_int_equal(o->drain_seconds, 3);
+	assert_int_equal(o->disk_engine, 1);
+	assert_int_equal(o->limits.disk_bytes, 5 * GIB);
+	assert_int_equal(options_tenant_find(o, "a")->limits.disk_bytes, 1024 * GIB);
+	assert_int_equal(options_tenant_find(o, "b")->limits.disk_bytes, 5 * GIB);
+	options_free(o);
+	refuse("[disk]\npaths = a\ndisk_paths = b\n", "t.conf:3: disk_paths is given twice");
+	refuse("[disk]\nsizes = 1GiB\n", "sizes is not a parameter");
+	refuse("[disk]\nhost_bytes = 1GiB\n", "host_bytes belongs under [memory]");
+	refuse("[memory]\ndisk_size = 1GiB\n", "disk_size belongs under [disk]");
+	refuse("[memory]\nsize = 1GiB\n", "size is not a parameter");
+	refuse("[disk]\nengine = fast\n", "one of: auto threads");
+	o = parse("[disk]\npaths =\n");
+	assert_non_null(o);
+	assert_string_equal(o->disk_paths, "");
+	options_free(o);
+}
+
 /* Defaults must be good on a machine of any size. */
 static void test_defaults(void **state)
 {
@@ -346,6 +377,7 @@ int main(void)
 		cmocka_unit_test(test_sources),
 		cmocka_unit_test(test_flags),
 		cmocka_unit_test(test_follow),
+		cmocka_unit_test(test_disk),
 		cmocka_unit_test(test_defaults),
 		cmocka_unit_test(test_help),
 	};
