@@ -3,7 +3,8 @@
  * A device from outside: the file, its lock, its superblock, and whether it still answers.
  *
  * The lock is flock() - the kernel drops it with its holder, and /proc/locks says who that is - and O_EXCL for a block device,
- * which keeps file systems and volume managers away. The superblock stands in the first and in the last page: either will do.
+ * which keeps file systems and volume managers away. A daemon that died may still have transfers under way in the kernel, which hold the
+ * file and so the lock: that is waited for. The superblock stands in the first and in the last page: either will do.
  *
  * A request that fails says nothing of the device, eight in a row that fail do, and then one more decides: the superblock is
  * read again. If that fails, too, the device is given up.
@@ -13,6 +14,7 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <stdarg.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,6 +43,9 @@ static int say(char *why, size_t size, int error, const char *fmt, ...)
 }
 
 /* ---- file and lock ---- */
+
+#define LOCK_MS      5000 /* for the transfers of a process that is gone */
+#define LOCK_STEP_MS 5
 
 /* The process that has the lock, 0: not to be seen. */
 static long lock_holder(int fd)
@@ -72,11 +77,16 @@ int device_lock(int fd, char *why, size_t size)
 	char who[32] = "another process";
 	long pid;
 
-	if (flock(fd, LOCK_EX | LOCK_NB) == 0)
-		return 0;
-	if (errno != EWOULDBLOCK)
-		return say(why, size, -errno, "cannot be locked: %m");
-	pid = lock_holder(fd);
+	for (unsigned ms = 0;; ms += LOCK_STEP_MS) {
+		if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+			return 0;
+		if (errno != EWOULDBLOCK)
+			return say(why, size, -errno, "cannot be locked: %m");
+		pid = lock_holder(fd);
+		if ((pid > 0 && (kill((pid_t)pid, 0) == 0 || errno != ESRCH)) || ms >= LOCK_MS)
+			break;
+		usleep(LOCK_STEP_MS * 1000);
+	}
 	if (pid > 0)
 		snprintf(who, sizeof(who), "process %ld", pid);
 	return say(why, size, -EBUSY, "%s uses it: one daemon has a disk to itself", who);
