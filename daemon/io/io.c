@@ -11,6 +11,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -184,6 +185,8 @@ int io_new(const struct io_options *o, struct io **ret)
 	struct io *io;
 	int r;
 
+	if (fcntl(o->fd, F_GETFD) < 0)
+		return -errno;
 	r = device_new(o, &io);
 	if (r < 0)
 		return r;
