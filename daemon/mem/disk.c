@@ -411,7 +411,7 @@ void disk_stat(const struct disk *d, struct disk_stat *ret)
 
 /* ---- opening and closing ---- */
 
-static int disk_new(const struct disk_options *o, struct disk **ret)
+int disk_new(const struct disk_options *o, struct disk **ret)
 {
 	struct disk *d = calloc(1, sizeof(*d));
 

@@ -106,18 +106,11 @@ static void chunk_good(struct chunk *c)
 {
 	struct disk_segment *s = c->segment;
 
-	for (uint32_t i = 0; i < c->n; i++) {
-		struct disk_item *it = &s->items[c->first_item + i];
-
-		if (!c->entries[i].store || s->tenant->gone)
-			continue;
-		it->flags |= ITEM_LIVE;
-		it->item = c->entries[i].store->item;
-		s->live++;
-		s->live_bytes += (uint64_t)fmt_pages(it->bytes) * DISK_PAGE;
-		s->tenant->used += it->bytes;
-		s->dev->disk->stat.live += it->bytes;
-	}
+	if (s->class || s->tenant->gone)
+		return; /* cleaning will say */
+	for (uint32_t i = 0; i < c->n; i++)
+		if (c->entries[i].store)
+			item_adopt(s, c->first_item + i, c->entries[i].store->item);
 }
 
 /* In their order; the stores' owners are told, and may do anything. */
@@ -201,6 +194,7 @@ static void closed(struct disk_segment *s)
 	free(o->notes);
 	free(o);
 	s->state = SEGMENT_CLOSED;
+	s->dev->fresh = true;
 	if (s->edit_queued)
 		disk_wake(s->dev->disk);
 	segment_try_free(s);
@@ -390,7 +384,8 @@ static void submit(struct disk_segment *s)
 	uint64_t bytes = meta + (uint64_t)c->data_pages * DISK_PAGE;
 
 	o->filling = NULL;
-	s->tenant->filling[s->class] = NULL;
+	if (s->tenant->filling == s)
+		s->tenant->filling = NULL;
 	c->first_item = s->n_items;
 	*o->end = c;
 	o->end = &c->next;
@@ -420,10 +415,14 @@ static void submit(struct disk_segment *s)
 
 void append_flush(struct disk *d)
 {
-	for (struct disk_tenant *t = d->tenants; t; t = t->next)
-		for (unsigned i = 0; i < CLASSES; i++)
-			if (t->filling[i])
-				submit(t->filling[i]);
+	while (d->filling) {
+		struct disk_segment *s = d->filling;
+
+		d->filling = s->next_filling;
+		s->listed = false;
+		if (s->open && s->open->filling)
+			submit(s);
+	}
 }
 
 /* ---- putting a chunk together ---- */
@@ -513,8 +512,14 @@ static int add(struct disk_segment *s, const struct need *w)
 	if (first) {
 		c->epoch = op_begin(t->disk);
 		s->open->filling = c;
-		t->filling[s->class] = s;
+		if (!s->class)
+			t->filling = s;
 		t->n_chunks++;
+		if (!s->listed) {
+			s->listed = true;
+			s->next_filling = t->disk->filling;
+			t->disk->filling = s;
+		}
 	}
 	s->dev->writing += (uint64_t)(c->data_pages - before) * DISK_PAGE;
 	disk_wake(t->disk);
@@ -571,7 +576,7 @@ int append_store(
 {
 	struct disk *d = t->disk;
 	struct need w = {.store = store, .pages = fmt_pages(store->record.bytes)};
-	struct disk_segment *s = t->filling[class];
+	struct disk_segment *s = only ? t->open[only->number][class] : t->filling;
 	struct disk_device *dev;
 	int r = -ENOSPC;
 
@@ -579,10 +584,11 @@ int append_store(
 		w.note_bytes = d->o.owner.note(t->owner, store->record.note, &w.note);
 	if (w.note_bytes > DISK_NOTE_MAX)
 		return -EINVAL;
-	if (s && (!only || s->dev == only) && fits(s, &w))
-		return add(s, &w);
-	if (s)
+	if (s && s->open->filling) {
+		if (fits(s, &w))
+			return add(s, &w);
 		submit(s);
+	}
 	dev = choose(t, &w, class, only, &r);
 	if (!dev)
 		return r;

@@ -337,6 +337,8 @@ void device_no_writes(struct disk_device *dev, const char *why, int error)
 	if (dev->no_writes)
 		return;
 	dev->no_writes = true;
+	if (dev->failed)
+		return;
 	log_error("a disk takes no more writes, what is on it can be read",
 		"path=\"%s\" why=\"%s\" error=\"%s\" "
 		"fix=\"see to the device, then restart\"",

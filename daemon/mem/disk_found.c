@@ -159,18 +159,13 @@ static int tell_notes(const struct disk_found *f, void *owner, const struct refs
 static void tell_plane(const struct disk_found *f, void *owner, const struct ref *at)
 {
 	struct disk_segment *s = at->segment;
-	struct disk_item *it = &s->items[at->item];
 	struct disk_record rec;
+	void *item;
 
 	fmt_record_read(record_of(at), &rec);
-	it->item = f->plane(f->userdata, owner, &rec, item_place(s, at->item));
-	if (!it->item)
-		return;
-	it->flags |= ITEM_LIVE;
-	s->live++;
-	s->live_bytes += (uint64_t)fmt_pages(it->bytes) * DISK_PAGE;
-	s->tenant->used += it->bytes;
-	s->dev->disk->stat.live += it->bytes;
+	item = f->plane(f->userdata, owner, &rec, item_place(s, at->item));
+	if (item)
+		item_adopt(s, at->item, item);
 }
 
 static int tell_tenant(struct disk *d, struct disk_tenant *t, const struct disk_found *f)

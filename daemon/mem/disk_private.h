@@ -48,6 +48,7 @@ enum item_flag {
 	ITEM_TODO_HEAD = 8,     /* and not written yet: in the chunk's record page, */
 	ITEM_TODO_SUMMARY = 16, /* in the summary */
 	ITEM_MOVING = 32,       /* cleaning keeps it */
+	ITEM_MOVED = 64,        /* and it has another place now */
 };
 
 /* One record of a segment, in the order they were written. */
@@ -96,7 +97,10 @@ struct disk_segment {
 	uint32_t loads;
 	uint64_t judged; /* the cleaning pass that found nothing to gain here */
 	struct open_part *open;
-	bool class, cleaning, editing, edit_queued;
+	bool class; /* 1: of what was moved */
+	bool cleaning, editing, edit_queued;
+	bool listed; /* in disk.filling */
+	struct disk_segment *next_filling;
 	struct epoch *edit_epoch;  /* of edits that wait */
 	uint32_t edit_from;        /* no item before has something to do */
 	struct disk_segment *next; /* free list; list of edits */
@@ -114,14 +118,17 @@ struct disk_device {
 	uint32_t segment_pages;
 	struct disk_segment *segments;
 	struct disk_segment *free, **free_end;
-	uint32_t n_free;
+	uint32_t n_free, n_freeing;
 	uint64_t writing;        /* bytes in flight */
 	unsigned write_failures; /* in a row */
 	unsigned io_failures;
 	bool probing, no_writes;
 	bool failed, lost; /* given up; and its planes have to be told of */
 	struct clean *clean;
-	uint64_t pass, stuck_at; /* of cleaning; when it found nothing to gain, 0: it did */
+	uint64_t pass, idle_pass;
+	bool stuck;        /* a pass of cleaning found nothing to gain, */
+	uint64_t stuck_at; /* then */
+	bool fresh;        /* there is something that this pass has not seen */
 	uint64_t damaged;
 };
 
@@ -137,8 +144,8 @@ struct disk_tenant {
 	uint32_t n_chunks;
 	uint64_t limit, used;
 	struct disk_segment *open[DISK_DEVICES_MAX][CLASSES];
-	struct disk_segment *filling[CLASSES]; /* where a chunk is being put together */
-	bool wants_room;                       /* he is at his limit */
+	struct disk_segment *filling; /* where a chunk of what is stored is being put together */
+	bool wants_room;              /* he is at his limit */
 };
 
 struct disk {
@@ -151,6 +158,7 @@ struct disk {
 	struct disk_tenant *tenants;
 	struct io_request *deferred, **deferred_end; /* done without a device, in the next turn */
 	struct disk_load *refused_loads;
+	struct disk_segment *filling; /* chunks that this turn submits */
 	struct disk_segment *edits, **edits_end;
 	struct epoch *epochs, *epoch; /* oldest, and the one that is now */
 	uint64_t order;               /* of the latest record or segment */
@@ -172,6 +180,7 @@ struct epoch *op_begin(struct disk *d);
 void op_end(struct disk *d, struct epoch *e,
 	int error);              /* error: is told to the syncs that wait for it */
 bool disk_log_now(uint64_t *at); /* once in 10 s */
+int disk_new(const struct disk_options *o, struct disk **ret); /* without devices */
 /* Frees all of it and writes nothing, as if the process had been killed. For tests, and the end of disk_close(). */
 void disk_drop(struct disk *d);
 
@@ -183,7 +192,8 @@ int segment_reserve(struct disk_segment *s, uint32_t more); /* room for so many 
 void segment_add_free(struct disk_segment *s);
 void segment_try_free(struct disk_segment *s); /* when nothing is on it and nobody looks at it */
 void segment_clear(struct disk_segment *s);    /* its memory */
-void item_drop(struct disk_segment *s, uint32_t i); /* a live one is not any more */
+void item_adopt(struct disk_segment *s, uint32_t i, void *item); /* it is live, and the owner's */
+void item_drop(struct disk_segment *s, uint32_t i);              /* a live one is not any more */
 struct disk_segment *segment_at(struct disk *d, struct disk_place p); /* NULL: it names nothing */
 
 static inline struct fmt_where segment_where(const struct disk_segment *s)
@@ -227,7 +237,6 @@ void load_count(struct disk_device *dev, int error); /* of a plane that could no
 
 void clean_turn(struct disk_device *dev);
 void clean_load_ended(struct disk_segment *s);
-bool clean_busy(const struct disk_device *dev);
 void clean_free(struct disk_device *dev);
 
 /* ---- disk_edit.c ---- */

@@ -107,7 +107,25 @@ void segment_clear(struct disk_segment *s)
 	}
 	free(s->items);
 	free(s->found);
-	*s = (struct disk_segment){.dev = s->dev, .number = s->number, .state = s->state};
+	*s = (struct disk_segment){
+		.dev = s->dev,
+		.number = s->number,
+		.state = s->state,
+		.listed = s->listed,
+		.next_filling = s->next_filling,
+	};
+}
+
+void item_adopt(struct disk_segment *s, uint32_t i, void *item)
+{
+	struct disk_item *it = &s->items[i];
+
+	it->flags |= ITEM_LIVE;
+	it->item = item;
+	s->live++;
+	s->live_bytes += (uint64_t)fmt_pages(it->bytes) * DISK_PAGE;
+	s->tenant->used += it->bytes;
+	s->dev->disk->stat.live += it->bytes;
 }
 
 void item_drop(struct disk_segment *s, uint32_t i)
@@ -120,7 +138,8 @@ void item_drop(struct disk_segment *s, uint32_t i)
 	s->live_bytes -= (uint64_t)fmt_pages(it->bytes) * DISK_PAGE;
 	s->tenant->used -= it->bytes;
 	s->dev->disk->stat.live -= it->bytes;
-	s->dev->stuck_at = 0;
+	s->judged = 0;
+	s->dev->fresh = true;
 }
 
 /* ---- freeing ---- */
@@ -140,9 +159,10 @@ static void freed(struct freeing *f)
 	struct disk_tenant *t = s->tenant;
 
 	segment_clear(s);
+	t->wants_room = false;
+	s->dev->n_freeing--;
 	if (f->error == 0) {
 		segment_add_free(s);
-		s->dev->stuck_at = 0;
 	} else {
 		s->state = SEGMENT_BAD;
 	}
@@ -212,6 +232,7 @@ void segment_try_free(struct disk_segment *s)
 		t->n_segments--;
 		return;
 	}
+	dev->n_freeing++;
 	f->segment = s;
 	f->epoch = op_begin(dev->disk);
 	f->waiting = 2;
