@@ -13,7 +13,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -47,26 +49,29 @@ static uint64_t seed_of(unsigned chain)
 	return 1000u * (uint64_t)chain;
 }
 
-static void connect_client(void)
+static void start_with(const char *const *flags)
 {
-	c = client_open(&d);
+	struct kvg_options o = KVG_OPTIONS_INIT(kvg_options);
+
+	daemon_spawn(&d, config, flags);
+	if (!daemon_wait_ready(&d))
+		fail_msg("kvgated does not serve");
+	o.socket = d.socket;
+	o.resume_ms = flags ? 20000 : 0;
+	assert_int_equal(kvg_open(&o, &c), 0);
 	l = model_register(c, &model);
 }
 
 static void start_again(void)
 {
-	daemon_spawn(&d, config, NULL);
-	if (!daemon_wait_ready(&d))
-		fail_msg("kvgated does not serve");
-	connect_client();
+	start_with(NULL);
 }
 
 /* Everything committed, and most of it pressed out of memory. */
-static int setup(void **state)
+static int setup_with(const char *const *flags)
 {
 	struct kvg_key keys[BLOCKS];
 
-	(void)state;
 	d = (struct daemon_process){.dir = "/tmp/kvgate-test-XXXXXX"};
 	assert_non_null(mkdtemp(d.dir));
 	assert_int_equal(chmod(d.dir, 0755), 0);
@@ -77,12 +82,26 @@ static int setup(void **state)
 		"[memory]\nhost_bytes = 16MiB\nsegment_bytes = 4MiB\nindex_slots = 65536\n"
 		"[disk]\npaths = %s/planes\nsize = 256MiB\n",
 		d.dir);
-	start_again();
+	start_with(flags);
 	for (unsigned i = 0; i < CHAINS; i++)
 		assert_int_equal(chain_put(c, l, &model, seed_of(i), BLOCKS, keys), KVG_CODE_OK);
 	assert_true(client_counter(c, "kvgate_demoted_planes_total") > 0);
 	assert_true(client_counter(c, "kvgate_evicted_blocks_total") == 0);
 	return 0;
+}
+
+static int setup(void **state)
+{
+	(void)state;
+	return setup_with(NULL);
+}
+
+static int setup_keeper(void **state)
+{
+	static const char *const keeper[] = {"--keeper", NULL};
+
+	(void)state;
+	return setup_with(keeper);
 }
 
 static int teardown(void **state)
@@ -397,7 +416,10 @@ static void test_cold_restart(void **state)
 	assert_true(client_counter(c, "kvgate_disk_lost_planes_total") == 0);
 }
 
-/* What only memory had is lost with kill -9 and without a keeper; what went down is not, and nothing is wrong. */
+/*
+ * With kill -9, and nobody who keeps it, what only memory had is lost: of most blocks that is the best plane. What lies on disk as
+ * a whole is found, and nothing is wrong.
+ */
 static void test_killed(void **state)
 {
 	size_t n = 0;
@@ -409,8 +431,43 @@ static void test_killed(void **state)
 	start_again();
 	for (unsigned i = 0; i < CHAINS; i++)
 		n += read_chain(c, l, i);
-	assert_true(n >
-		0); /* whole chains that had gone down; of most, the best planes were in memory alone */
+	assert_true(n > 0 && n < CHAINS * BLOCKS);
+	assert_int_equal(purge_all(c), 0);
+}
+
+/* Who answers at the socket: not the keeper, which is what the harness started. */
+static pid_t daemon_pid(void)
+{
+	struct sockaddr_un a = {.sun_family = AF_UNIX};
+	struct ucred peer = {0};
+	socklen_t n = sizeof(peer);
+	int s = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	strcpy(a.sun_path, d.socket);
+	for (int i = 0; i < 2000 && connect(s, (struct sockaddr *)&a, sizeof(a)) < 0; i++)
+		usleep(5000);
+	assert_int_equal(getsockopt(s, SOL_SOCKET, SO_PEERCRED, &peer, &n), 0);
+	close(s);
+	return peer.pid;
+}
+
+/* The memory is kept, the disk is there: nothing is lost, not even for who is asking at that moment. */
+static void test_killed_under_a_keeper(void **state)
+{
+	struct kvg_acquired got[BLOCKS];
+	struct kvg_key keys[BLOCKS];
+
+	(void)state;
+	for (unsigned life = 0; life < 4; life++) {
+		cold_chain(keys);
+		assert_int_equal(
+			kvg_acquire_start(l, keys, BLOCKS, 0.f, 1.f, 1, got, NULL), BLOCKS);
+		kill(daemon_pid(), SIGKILL);
+		for (unsigned i = 0; i < CHAINS; i++)
+			assert_int_equal(read_chain(c, l, (i + life * 11) % CHAINS), BLOCKS);
+		assert_true(client_counter(c, "kvgate_blocks") == CHAINS * BLOCKS);
+	}
+	assert_int_equal(purge_all(c), 0);
 }
 
 static void test_purged_for_good(void **state)
@@ -458,6 +515,7 @@ int main(void)
 		TEST(test_killed_while_waiting),
 		TEST(test_cold_restart),
 		TEST(test_killed),
+		cmocka_unit_test_setup_teardown(test_killed_under_a_keeper, setup_keeper, teardown),
 		TEST(test_purged_for_good),
 	};
 

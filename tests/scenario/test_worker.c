@@ -526,6 +526,58 @@ static void test_refused(void **unused)
 	one_close(&computed);
 }
 
+static void start_with_disk(void)
+{
+	char config[500];
+
+	snprintf(config, sizeof(config),
+		"[gate lab]\nfile = " GATE "\n[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\n"
+		"[disk]\npaths = %s/planes\nsize = 128MiB\n",
+		server.dir);
+	daemon_spawn(&server, config, NULL);
+	assert_true(daemon_wait_ready(&server));
+}
+
+/* The daemon ended and another began: the context is on disk as a whole, and nothing of it is computed again. */
+static void test_from_disk(void **unused)
+{
+	const struct daemon_process other = server;
+	struct answer first, again;
+	uint32_t tokens[16], n;
+	struct one a;
+
+	(void)unused;
+	server = (struct daemon_process){.dir = "/tmp/kvgate-test-XXXXXX"};
+	assert_non_null(mkdtemp(server.dir));
+	snprintf(server.socket, sizeof(server.socket), "%s/sock", server.dir);
+	snprintf(server.config, sizeof(server.config), "%s/conf", server.dir);
+	snprintf(server.log, sizeof(server.log), "%s/log", server.dir);
+	start_with_disk();
+	one_open(&a, "disk", KVG_DTYPE_F32, NULL, NULL);
+	answer(&a, &first);
+	assert_int_equal(first.blocks_put, BLOCKS + 1);
+	n = first.n_tokens;
+	assert_in_range(n, 1, 16);
+	memcpy(tokens, first.tokens, n * sizeof(*tokens));
+	answer_fini(&a.engine, &first);
+	one_close(&a);
+	assert_int_equal(daemon_stop(&server), 0);
+	start_with_disk();
+	one_open(&a, "disk", KVG_DTYPE_F32, NULL, NULL);
+	answer(&a, &again);
+	assert_int_equal(again.reuse.n_pins, BLOCKS + 1);
+	assert_true(again.reuse.retention == 1.0);
+	assert_int_equal(again.blocks_put, 0);
+	assert_int_equal(again.n_tokens, n);
+	assert_memory_equal(again.tokens, tokens, n * sizeof(*tokens));
+	assert_true(client_counter(a.store.client, "kvgate_promoted_planes_total") > BLOCKS);
+	answer_fini(&a.engine, &again);
+	one_close(&a);
+	assert_int_equal(daemon_stop(&server), 0);
+	daemon_cleanup(&server);
+	server = other;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -539,6 +591,7 @@ int main(void)
 		cmocka_unit_test(test_short_block),
 		cmocka_unit_test(test_unmarked),
 		cmocka_unit_test(test_refused),
+		cmocka_unit_test(test_from_disk),
 	};
 
 	return cmocka_run_group_tests(tests, start, stop);
