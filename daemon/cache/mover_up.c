@@ -364,7 +364,6 @@ void mover_lift(struct cache *c)
 /* The best planes that together hold this share of the pairs, one at least; all, if they hold less. */
 static uint8_t planes_for(const struct block *b, float retention)
 {
-	const double enough = (double)retention * (double)b->pairs * (1 - 1e-6);
 	const uint8_t shown = block_shown(b);
 	uint64_t there = 0;
 	uint8_t planes = 0;
@@ -372,7 +371,7 @@ static uint8_t planes_for(const struct block *b, float retention)
 	for (uint32_t p = 0; p < b->n_planes; p++) {
 		if (!(shown >> p & 1))
 			continue;
-		if (planes && (double)there >= enough)
+		if (planes && (float)((double)there / (double)b->pairs) >= retention)
 			break;
 		there += b->plane[p].pairs;
 		planes |= (uint8_t)(1u << p);

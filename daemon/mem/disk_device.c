@@ -276,6 +276,7 @@ struct disk_device *device_free(struct disk_device *dev)
 		segment_clear(&dev->segments[i]);
 	free(dev->segments);
 	if (dev->fd >= 0)
+		flock(dev->fd, LOCK_UN); /* the kernel may have the file open for a while */
 		close(dev->fd);
 	free(dev->path);
 	free(dev);
