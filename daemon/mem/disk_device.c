@@ -275,9 +275,10 @@ struct disk_device *device_free(struct disk_device *dev)
 	for (uint32_t i = 0; dev->segments && i < dev->super.n_segments; i++)
 		segment_clear(&dev->segments[i]);
 	free(dev->segments);
-	if (dev->fd >= 0)
+	if (dev->fd >= 0) {
 		flock(dev->fd, LOCK_UN); /* the kernel may have the file open for a while */
 		close(dev->fd);
+	}
 	free(dev->path);
 	free(dev);
 	return NULL;
