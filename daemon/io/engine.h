@@ -36,15 +36,16 @@ struct io {
 
 /* On the engine's thread, without the lock: checks it, and hands it to the loop's thread. */
 void io_finish(struct io *io, struct io_request *r);
-/* Under the lock, after a change: wakes who has something to start. */
-void io_wake(struct io *io);
+/* Under the lock, after a change: wakes who has something to start. True: io_ring_kick() does it, best without the lock. */
+bool io_wake(struct io *io);
 /* A thread that gets no signals. */
 int io_thread_start(pthread_t *ret, const char *name, void *(*main)(void *), void *arg);
 
 /* -EPERM, -ENOSYS, -ENOMEM and others: io_uring cannot be had. ops: the bits of what it takes. */
 int io_ring_new(struct io *io, const struct io_options *o, unsigned ops, struct io_ring **ret);
-struct io_ring *io_ring_free(struct io_ring *g); /* io->stop is set, io_ring_wake() was called */
-void io_ring_wake(struct io_ring *g);            /* under the lock, after a change */
+struct io_ring *io_ring_free(struct io_ring *g); /* io->stop is set, io_wake() was called */
+bool io_ring_wake(struct io_ring *g); /* under the lock, after a change; true: to be kicked */
+void io_ring_kick(struct io_ring *g);
 const char *io_ring_name(const struct io_ring *g);
 #define IO_RING_SLOTS 128u
 

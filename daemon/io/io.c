@@ -11,6 +11,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -43,12 +44,11 @@ int io_thread_start(pthread_t *ret, const char *name, void *(*main)(void *), voi
 	return r;
 }
 
-void io_wake(struct io *io)
+bool io_wake(struct io *io)
 {
-	if (io->ring)
-		io_ring_wake(io->ring);
 	if (io->threads)
 		io_threads_wake(io->threads);
+	return io->ring && io_ring_wake(io->ring);
 }
 
 static void count(struct io_stat *st, const struct io_request *r)
@@ -74,9 +74,9 @@ void io_finish(struct io *io, struct io_request *r)
 	count(&io->stat, r);
 	first = !io->finished.first;
 	io_list_push(&io->finished, r);
-	if (first)
-		eventfd_write(io->event, 1);
 	pthread_mutex_unlock(&io->lock);
+	if (first) /* not under the lock, which is the first thing that who wakes up wants */
+		eventfd_write(io->event, 1);
 }
 
 static void report(struct io *io)
@@ -184,6 +184,8 @@ int io_new(const struct io_options *o, struct io **ret)
 	struct io *io;
 	int r;
 
+	if (fcntl(o->fd, F_GETFD) < 0)
+		return -errno;
 	r = device_new(o, &io);
 	if (r < 0)
 		return r;
@@ -224,6 +226,8 @@ int io_new_faulty(const struct io_options *o, const struct io_fault *f, struct i
 
 struct io *io_free(struct io *io)
 {
+	bool kick;
+
 	if (!io)
 		return NULL;
 	while (io->outstanding) { /* done() may submit more */
@@ -232,8 +236,10 @@ struct io *io_free(struct io *io)
 	}
 	pthread_mutex_lock(&io->lock);
 	io->stop = true;
-	io_wake(io);
+	kick = io_wake(io);
 	pthread_mutex_unlock(&io->lock);
+	if (kick)
+		io_ring_kick(io->ring);
 	io_ring_free(io->ring);
 	io_threads_free(io->threads);
 	io_faulty_free(io->faulty);
@@ -263,14 +269,18 @@ static void check_request(const struct io_request *r)
 
 void io_submit(struct io *io, struct io_request *r)
 {
+	bool kick;
+
 	check_request(r);
 	io->outstanding++;
 	if (io->faulty)
 		io_faulty_submit(io, r);
 	pthread_mutex_lock(&io->lock);
 	io_queue_push(&io->queue, r);
-	io_wake(io);
+	kick = io_wake(io);
 	pthread_mutex_unlock(&io->lock);
+	if (kick)
+		io_ring_kick(io->ring);
 }
 
 const char *io_engine(const struct io *io)

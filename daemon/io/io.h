@@ -4,9 +4,10 @@
  * Thread: the loop's thread submits and gets results; a device has a thread of its own, or a few. Locks: none to the
  * caller. Blocks: io_free() waits for what is in flight. Errors: negative errno in request.result.
  *
- * Reads go before writes: of what is queued, every read is started before the next write, and as long as reads were waiting
- * lately no more than a part of in_flight_bytes is writing. Requests of one kind are started in their order; they end in any.
- * A short read or write is continued until it is whole, or fails.
+ * Reads go before writes: of what is queued, every read is started before the next write, except that each byte of a write
+ * lets no more than eight bytes of reads go before it; and as long as there were reads lately no more than a quarter of
+ * in_flight_bytes is writing. Requests of one kind are started in their order; they end in any. A large one is done in
+ * parts of 1 MiB, several at once. A short read or write is continued until it is whole, or fails.
  */
 #ifndef KVGATE_DAEMON_IO_IO_H
 #define KVGATE_DAEMON_IO_IO_H
@@ -22,7 +23,7 @@ enum io_op {
 	IO_READ,
 	IO_WRITE,
 	IO_SYNC, /* what was written and has ended before this was submitted is durable; no bytes, no buffers */
-	IO_DISCARD, /* offset, bytes: they read as zeros, or as they were; the device may forget them */
+	IO_DISCARD, /* offset, bytes: they read as zeros, or as they were. -EOPNOTSUPP: the device does not forget */
 };
 
 /* Embedded in what is done. Offset, lengths and addresses are multiples of 4096. */
@@ -56,7 +57,7 @@ struct io_options {
  * that is said in the log, with the way out, and threads do the work: slower, with the same results.
  */
 int io_new(const struct io_options *o, struct io **ret);
-/* Waits for what is in flight, and reports it; what was submitted is done. NULL. */
+/* Waits for what was submitted, and what its done() submits, and reports it. Not from within done(). NULL. */
 struct io *io_free(struct io *io);
 void io_submit(struct io *io, struct io_request *r);
 const char *io_engine(

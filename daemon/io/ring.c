@@ -212,11 +212,18 @@ static void enter(struct io_ring *g)
 		complain(g, io_uring_submit_and_get_events(&g->plain));
 }
 
-void io_ring_wake(struct io_ring *g)
+bool io_ring_wake(struct io_ring *g)
 {
-	if (!g->asleep || !(g->io->stop || io_queue_ready(&g->io->queue, g->ops, loop_now_ns())))
-		return;
+	const struct io *io = g->io;
+
+	if (!g->asleep || !(io->stop || io_queue_ready(&io->queue, g->ops, loop_now_ns())))
+		return false;
 	g->asleep = false;
+	return true;
+}
+
+void io_ring_kick(struct io_ring *g)
+{
 	eventfd_write(g->event, 1);
 }
 

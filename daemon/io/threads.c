@@ -96,7 +96,8 @@ static void *thread_main(void *arg)
 		r = me->part.request;
 		pthread_mutex_lock(&io->lock);
 		whole = io_queue_ended(&io->queue, &me->part, result, loop_now_ns());
-		io_wake(io); /* somebody else may start what there is room for now */
+		if (io_wake(io)) /* somebody else may start what there is room for now */
+			io_ring_kick(io->ring);
 		if (!whole)
 			continue;
 		pthread_mutex_unlock(&io->lock);

@@ -271,13 +271,485 @@ static void test_bytes_of_memfd(void **state)
 	}
 }
 
+/* ---- order ---------------------------------------------------------------------------------------- */
+
+struct gate {
+	struct one one;
+	sem_t entered, open;
+};
+
+static void gate_check(struct io_request *r)
+{
+	struct gate *g = (struct gate *)r;
+
+	sem_post(&g->entered);
+	while (sem_wait(&g->open) < 0)
+		;
+}
+
+static unsigned order[8], n_order;
+
+static void order_done(struct io_request *r)
+{
+	one_done(r);
+	order[n_order++] = (unsigned)(r->offset / PAGE);
+}
+
+/* With room for one page at a time they end as they were started: what was queued while the device's thread was held up. */
+static void test_reads_go_first(void **state)
+{
+	static const enum io_op op[] = {IO_WRITE, IO_WRITE, IO_READ, IO_WRITE, IO_READ};
+	static const unsigned expected[] = {2, 4, 0, 1, 3};
+	unsigned char *memory = pages(8 * PAGE);
+	struct one one[5];
+
+	(void)state;
+	for (unsigned i = 0; i < N_ENGINES; i++) {
+		struct device d;
+		struct gate g;
+
+		if (!engines[i].uring && engines[i].threads != 1)
+			continue; /* the other threads go on */
+		device_open(&d, &engines[i], file(MIB, O_RDWR), PAGE);
+		one_init(&g.one, IO_READ, 0, memory + 5 * PAGE, PAGE);
+		g.one.r.check = gate_check;
+		sem_init(&g.entered, 0, 0);
+		sem_init(&g.open, 0, 0);
+		io_submit(d.io, &g.one.r);
+		while (sem_wait(&g.entered) < 0)
+			;
+		n_order = 0;
+		for (unsigned k = 0; k < 5; k++) {
+			one_init(&one[k], op[k], k * PAGE, memory + k * PAGE, PAGE);
+			one[k].r.done = order_done;
+			io_submit(d.io, &one[k].r);
+		}
+		sem_post(&g.open);
+		for (unsigned k = 0; k < 5; k++)
+			one_wait(&d, &one[k]);
+		for (unsigned k = 0; k < 5; k++)
+			assert_int_equal(order[k], expected[k]);
+		device_close(&d);
+		sem_destroy(&g.entered);
+		sem_destroy(&g.open);
+	}
+	munmap(memory, 8 * PAGE);
+}
+
+/* ---- single requests ------------------------------------------------------------------------------ */
+
+static void test_sync_and_discard(void **state)
+{
+	unsigned char *a = pages(8 * PAGE), *b = pages(8 * PAGE);
+
+	(void)state;
+	for (unsigned i = 0; i < N_ENGINES; i++) {
+		struct device d;
+
+		device_open(&d, &engines[i], file(MIB, O_RDWR), MIB);
+		fill(a, 8 * PAGE, i);
+		assert_int_equal(one_run(&d, IO_WRITE, PAGE, a, 8 * PAGE), 0);
+		assert_int_equal(one_run(&d, IO_SYNC, 0, NULL, 0), 0);
+		assert_int_equal(one_run(&d, IO_DISCARD, 2 * PAGE, NULL, 4 * PAGE), 0);
+		assert_int_equal(one_run(&d, IO_READ, PAGE, b, 8 * PAGE), 0);
+		memset(a + PAGE, 0, 4 * PAGE);
+		assert_memory_equal(a, b, 8 * PAGE);
+		device_close(&d);
+	}
+	munmap(a, 8 * PAGE);
+	munmap(b, 8 * PAGE);
+}
+
+/* A block device forgets by another call, which io_uring does not have. */
+static void test_block_device(void **state)
+{
+	char name[] = KVG_BINARY_DIR "/test_io_XXXXXX", command[sizeof(name) + 64], loop[64] = "";
+	int made = mkstemp(name), fd;
+	unsigned char *a = pages(8 * MIB);
+	FILE *f;
+
+	(void)state;
+	assert_true(made >= 0);
+	assert_int_equal(ftruncate(made, 8 * MIB), 0);
+	snprintf(command, sizeof(command), "losetup --find --show %s 2>/dev/null", name);
+	f = popen(command, "r");
+	if (!f || !fgets(loop, sizeof(loop), f) || pclose(f) != 0) {
+		unlink(name);
+		skip();
+	}
+	loop[strcspn(loop, "\n")] = '\0';
+	for (unsigned i = 0; i < N_ENGINES; i++) {
+		struct device d;
+
+		fd = open(loop, O_RDWR | O_DIRECT | O_CLOEXEC);
+		assert_true(fd >= 0);
+		device_open(&d, &engines[i], fd, 4 * MIB);
+		fill(a, 8 * MIB, i);
+		assert_int_equal(one_run(&d, IO_WRITE, 0, a, 8 * MIB), 0);
+		assert_int_equal(one_run(&d, IO_SYNC, 0, NULL, 0), 0);
+		assert_int_equal(one_run(&d, IO_DISCARD, 4 * MIB, NULL, 4 * MIB), 0);
+		assert_int_equal(one_run(&d, IO_READ, MIB, a, 7 * MIB), 0);
+		for (unsigned k = 3 * MIB; k < 7 * MIB; k++)
+			assert_int_equal(a[k], 0);
+		assert_int_equal(one_run(&d, IO_READ, 7 * MIB, a, 2 * MIB), -EIO);
+		device_close(&d);
+	}
+	snprintf(command, sizeof(command), "losetup --detach %s", loop);
+	assert_int_equal(system(command), 0);
+	close(made);
+	unlink(name);
+	munmap(a, 8 * MIB);
+}
+
+static void test_errors(void **state)
+{
+	unsigned char *a = pages(4 * MIB);
+
+	(void)state;
+	for (unsigned i = 0; i < N_ENGINES; i++) {
+		struct io_options o = engines[i];
+		struct device d;
+		struct io_stat st;
+
+		device_open(&d, &engines[i], file(MIB, O_RDONLY), 8 * MIB);
+		assert_int_equal(one_run(&d, IO_WRITE, 0, a, PAGE), -EBADF);
+		assert_int_equal(one_run(&d, IO_READ, MIB - PAGE, a, PAGE), 0);
+		assert_int_equal(one_run(&d, IO_READ, MIB - PAGE, a, 2 * PAGE), -EIO);
+		assert_int_equal(one_run(&d, IO_READ, 8 * MIB, a, 4 * MIB), -EIO);
+		assert_int_equal(one_run(&d, IO_READ, 0, (void *)(uintptr_t)PAGE, PAGE), -EFAULT);
+		io_stat(d.io, &st);
+		assert_int_equal(st.errors, 4);
+		assert_int_equal(st.reads, 1);
+		assert_int_equal(st.read_bytes, PAGE);
+		assert_int_equal(st.in_flight_bytes + st.queued, 0);
+		device_close(&d);
+
+		device_open(&d, &engines[i], file(MIB + 512, O_RDONLY), 8 * MIB);
+		assert_int_equal(one_run(&d, IO_READ, MIB, a, 2 * PAGE), -EIO);
+		o.loop = d.loop;
+		o.fd = -1;
+		d.io = io_free(d.io);
+		assert_int_equal(io_new(&o, &d.io), -EBADF);
+		device_close(&d);
+	}
+	munmap(a, 4 * MIB);
+}
+
+static pthread_t loop_thread;
+
+static void refuse(struct io_request *r)
+{
+	assert_false(pthread_equal(loop_thread, pthread_self()));
+	r->result = -EBADMSG;
+}
+
+static void must_not_check(struct io_request *r)
+{
+	(void)r;
+	abort();
+}
+
+static void test_check(void **state)
+{
+	unsigned char *a = pages(PAGE);
+
+	(void)state;
+	loop_thread = pthread_self();
+	for (unsigned i = 0; i < N_ENGINES; i++) {
+		struct device d;
+		struct one one;
+
+		device_open(&d, &engines[i], file(MIB, O_RDONLY), MIB);
+		one_init(&one, IO_READ, 0, a, PAGE);
+		one.r.check = refuse;
+		io_submit(d.io, &one.r);
+		one_wait(&d, &one);
+		assert_int_equal(one.r.result, -EBADMSG);
+		one_init(&one, IO_WRITE, 0, a, PAGE);
+		one.r.check = must_not_check;
+		io_submit(d.io, &one.r);
+		one_wait(&d, &one);
+		assert_int_equal(one.r.result, -EBADF);
+		device_close(&d);
+	}
+	munmap(a, PAGE);
+}
+
+static void submit_next(struct io_request *r)
+{
+	struct one *o = (struct one *)r;
+
+	assert_int_equal(r->result, 0);
+	if (++o->ended < 10)
+		io_submit(o->device->io, r);
+}
+
+/* All that was submitted is done, and what its done() submits. */
+static void test_free_in_flight(void **state)
+{
+	unsigned char *a = pages(64 * MIB);
+	struct one one[64], chain;
+
+	(void)state;
+	for (unsigned i = 0; i < N_ENGINES; i++) {
+		struct device d;
+
+		device_open(&d, &engines[i], file(64 * MIB, O_RDWR), 4 * MIB);
+		for (unsigned k = 0; k < 64; k++) {
+			one_init(&one[k], k % 2 ? IO_READ : IO_WRITE, k * MIB, a + k * MIB, MIB);
+			io_submit(d.io, &one[k].r);
+		}
+		one_init(&chain, IO_SYNC, 0, NULL, 0);
+		chain.r.done = submit_next;
+		chain.device = &d;
+		io_submit(d.io, &chain.r);
+		device_close(&d);
+		for (unsigned k = 0; k < 64; k++) {
+			assert_int_equal(one[k].ended, 1);
+			assert_int_equal(one[k].r.result, 0);
+		}
+		assert_int_equal(chain.ended, 10);
+	}
+	munmap(a, 64 * MIB);
+}
+
+/* ---- no io_uring ---------------------------------------------------------------------------------- */
+
+static void forbid_io_uring(int error)
+{
+	struct sock_filter filter[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (unsigned)error),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	const struct sock_fprog program = {4, filter};
+
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ||
+		prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
+		_exit(77);
+}
+
+static int without_io_uring(int error, int log)
+{
+	unsigned char *a = pages(PAGE), *b = pages(PAGE);
+	struct device d;
+
+	forbid_io_uring(error);
+	dup2(log, STDERR_FILENO);
+	device_open(&d, &engines[0], file(MIB, O_RDWR), MIB);
+	fill(a, PAGE, 1);
+	if (strcmp(io_engine(d.io), "threads") != 0 || one_run(&d, IO_WRITE, PAGE, a, PAGE) != 0 ||
+		one_run(&d, IO_READ, PAGE, b, PAGE) != 0 || memcmp(a, b, PAGE) != 0)
+		return 1;
+	device_close(&d);
+	return 0;
+}
+
+static void check_fallback(int error, const char *fix)
+{
+	int log[2], status;
+	char text[1000] = "";
+	pid_t pid;
+
+	assert_int_equal(pipe(log), 0);
+	pid = fork();
+	if (pid == 0)
+		_exit(without_io_uring(error, log[1]));
+	close(log[1]);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFEXITED(status));
+	if (WEXITSTATUS(status) == 77) {
+		close(log[0]);
+		skip();
+	}
+	assert_int_equal(WEXITSTATUS(status), 0);
+	assert_true(read(log[0], text, sizeof(text) - 1) > 0);
+	close(log[0]);
+	assert_non_null(strstr(text, "no io_uring"));
+	assert_non_null(strstr(text, fix));
+	assert_null(strstr(strchr(text, '\n'), "io_uring")); /* once */
+}
+
+static void test_io_uring_forbidden(void **state)
+{
+	(void)state;
+	check_fallback(EPERM, "@aio in SystemCallFilter=");
+	check_fallback(ENOSYS, "CONFIG_IO_URING");
+	check_fallback(ENOMEM, "LimitMEMLOCK=");
+}
+
+static void test_engine_names(void **state)
+{
+	static const char *const names[N_ENGINES] = {
+		"io_uring", "io_uring, sqpoll", "io_uring, iopoll", "threads", "threads"};
+	const bool have = syscall(SYS_io_uring_setup, 0, NULL) < 0 && errno != EPERM &&
+		errno != ENOSYS;
+
+	(void)state;
+	for (unsigned i = 0; i < N_ENGINES; i++) {
+		struct device d;
+
+		device_open(&d, &engines[i], file(MIB, O_RDWR), MIB);
+		assert_string_equal(io_engine(d.io), have ? names[i] : "threads");
+		device_close(&d);
+	}
+}
+
+/* ---- a device that misbehaves --------------------------------------------------------------------- */
+
+static void faulty_open(struct device *d, int fd, const struct io_fault *f)
+{
+	struct io_options o = {.fd = fd, .in_flight_bytes = MIB};
+
+	assert_int_equal(loop_new(&d->loop), 0);
+	o.loop = d->loop;
+	d->fd = fd;
+	assert_int_equal(io_new_faulty(&o, f, &d->io), 0);
+}
+
+static void test_faulty_bytes(void **state)
+{
+	(void)state;
+	run_model(&engines[0], file(MODEL_BYTES, O_RDWR), &(struct io_fault){.seed = 1});
+	run_model(&engines[0], file(MODEL_BYTES, O_RDWR),
+		&(struct io_fault){.seed = 1, .hold_writes = true});
+}
+
+#define CUT_PAGES 64u
+
+/* Durable pages first, then as many that are not; after the cut the file is read, and the device gives errors. */
+static void cut(uint64_t seed, unsigned char *ret_after)
+{
+	unsigned char *a = pages(2 * CUT_PAGES * PAGE);
+	struct device d;
+	unsigned i;
+
+	faulty_open(&d, file(2 * CUT_PAGES * PAGE, O_RDWR),
+		&(struct io_fault){.seed = seed, .hold_writes = true});
+	fill(a, 2 * CUT_PAGES * PAGE, 1);
+	for (i = 0; i < CUT_PAGES; i += 4)
+		assert_int_equal(one_run(&d, IO_WRITE, i * PAGE, a + i * PAGE, 4 * PAGE), 0);
+	assert_int_equal(pread(d.fd, ret_after, PAGE, 0), PAGE);
+	assert_memory_not_equal(ret_after, a, PAGE); /* not on the file yet */
+	assert_int_equal(one_run(&d, IO_SYNC, 0, NULL, 0), 0);
+	for (; i < 2 * CUT_PAGES; i += 4)
+		assert_int_equal(one_run(&d, IO_WRITE, i * PAGE, a + i * PAGE, 4 * PAGE), 0);
+	assert_int_equal(one_run(&d, IO_READ, 0, ret_after, 2 * CUT_PAGES * PAGE), 0);
+	assert_memory_equal(ret_after, a, 2 * CUT_PAGES * PAGE); /* what is held is seen */
+	io_fault_cut(d.io);
+	assert_int_equal(one_run(&d, IO_READ, 0, ret_after, PAGE), -EIO);
+	assert_int_equal(one_run(&d, IO_WRITE, 0, a, PAGE), -EIO);
+	assert_int_equal(one_run(&d, IO_SYNC, 0, NULL, 0), -EIO);
+	assert_int_equal(pread(d.fd, ret_after, 2 * CUT_PAGES * PAGE, 0), 2 * CUT_PAGES * PAGE);
+	assert_memory_equal(ret_after, a, CUT_PAGES * PAGE);
+	device_close(&d);
+	munmap(a, 2 * CUT_PAGES * PAGE);
+}
+
+static void test_power_cut(void **state)
+{
+	unsigned char *after = pages(2 * CUT_PAGES * PAGE), *again = pages(2 * CUT_PAGES * PAGE);
+	unsigned char *a = pages(2 * CUT_PAGES * PAGE);
+	unsigned kept = 0, torn = 0, forgotten = 0;
+
+	(void)state;
+	fill(a, 2 * CUT_PAGES * PAGE, 1);
+	cut(5, after);
+	cut(5, again);
+	assert_memory_equal(after, again, 2 * CUT_PAGES * PAGE);
+	cut(6, again);
+	assert_memory_not_equal(after, again, 2 * CUT_PAGES * PAGE);
+	for (unsigned i = CUT_PAGES; i < 2 * CUT_PAGES; i += 4) {
+		unsigned n = 0;
+
+		for (unsigned k = i; k < i + 4; k++)
+			n += memcmp(after + k * PAGE, a + k * PAGE, PAGE) == 0;
+		kept += n == 4;
+		forgotten += n == 0;
+		torn += n > 0 && n < 4;
+	}
+	assert_true(kept && torn && forgotten);
+	munmap(after, 2 * CUT_PAGES * PAGE);
+	munmap(again, 2 * CUT_PAGES * PAGE);
+	munmap(a, 2 * CUT_PAGES * PAGE);
+}
+
+#define TRIES 400u
+
+struct outcome {
+	unsigned failed_writes, no_space, failed_reads, bad;
+	uint64_t which; /* hash of what happened to each */
+};
+
+static struct outcome misfortune(const struct io_fault *f)
+{
+	unsigned char *a = pages(4 * PAGE), *b = pages(4 * PAGE);
+	struct outcome o = {0};
+	struct device d;
+
+	faulty_open(&d, file(MIB, O_RDWR), f);
+	for (unsigned i = 0; i < TRIES; i++) {
+		int w, r, bad;
+
+		fill(a, 4 * PAGE, i);
+		w = one_run(&d, IO_WRITE, 0, a, 4 * PAGE);
+		r = one_run(&d, IO_READ, 0, b, 4 * PAGE);
+		bad = w == 0 && r == 0 && memcmp(a, b, 4 * PAGE) != 0;
+		o.failed_writes += w == -EIO;
+		o.no_space += w == -ENOSPC;
+		o.failed_reads += r == -EIO;
+		o.bad += (unsigned)bad;
+		o.which = o.which * 31 + (uint64_t)(w * 3 + r * 5 + bad);
+	}
+	device_close(&d);
+	munmap(a, 4 * PAGE);
+	munmap(b, 4 * PAGE);
+	return o;
+}
+
+/* Each kind of misfortune alone, about as often as was asked for, and the same with the same seed. */
+static void test_misfortune(void **state)
+{
+	const struct io_fault kinds[] = {
+		{.seed = 9, .write_error = 250000},
+		{.seed = 9, .no_space = 250000},
+		{.seed = 9, .read_error = 250000},
+		{.seed = 9, .write_flip = 250000},
+		{.seed = 9, .read_flip = 250000},
+	};
+
+	(void)state;
+	for (unsigned i = 0; i < 5; i++) {
+		struct outcome o = misfortune(&kinds[i]), again = misfortune(&kinds[i]);
+		const unsigned n[4] = {o.failed_writes, o.no_space, o.failed_reads, o.bad};
+
+		assert_memory_equal(&o, &again, sizeof(o));
+		for (unsigned k = 0; k < 4; k++)
+			if (k == (i < 3 ? i : 3))
+				assert_in_range(n[k], TRIES / 8, TRIES / 2);
+			else
+				assert_int_equal(n[k], 0);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_engine_names),
 		cmocka_unit_test(test_bytes),
 		cmocka_unit_test(test_bytes_of_memfd),
+		cmocka_unit_test(test_reads_go_first),
+		cmocka_unit_test(test_sync_and_discard),
+		cmocka_unit_test(test_block_device),
+		cmocka_unit_test(test_errors),
+		cmocka_unit_test(test_check),
+		cmocka_unit_test(test_free_in_flight),
+		cmocka_unit_test(test_io_uring_forbidden),
+		cmocka_unit_test(test_faulty_bytes),
+		cmocka_unit_test(test_power_cut),
+		cmocka_unit_test(test_misfortune),
 	};
 
-	(void)one_run;
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
