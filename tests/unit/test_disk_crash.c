@@ -142,6 +142,8 @@ static void run(const struct io_fault *fault, unsigned n, bool pressure, bool fl
 		struct io_fault now = *fault;
 
 		now.seed = seed ^ i;
+		for (uint32_t k = 0; k < PLANES; k++)
+			f.plane[k].wanted = true; /* until everything has been looked at */
 		f.o.fault = rnd(4) && fault->hold_writes ? &now : fault->hold_writes ? NULL : &now;
 		fix_open(&f);
 		assert_int_equal(f.bad, 0);
