@@ -137,8 +137,11 @@ static void settle(struct refs *l, size_t n)
 		return;
 	}
 	first = &l->ref[*bucket - 1];
-	if (first->order == r->order && r->dead)
-		first->dead = true;
+	if (first->order == r->order && first->dead != r->dead) {
+		if (first->dead) /* an erasure that no sync has waited for: then there would be no other copy */
+			*bucket = (uint32_t)n + 1;
+		return;
+	}
 	if (first->dead || first->good || (first->order != r->order && first->segment->summary))
 		return;
 	first->good = plane_good(first);
@@ -226,10 +229,17 @@ static int tell_tenant(struct disk *d, struct disk_tenant *t, const struct disk_
 	for (size_t i = 0; i < l.n; i++)
 		if (counts(&l.ref[i]))
 			settle(&l, i);
-	for (size_t i = 0; r == 0 && i < l.n; i++)
-		if (counts(&l.ref[i]) && !l.ref[i].dead &&
-			*bucket_of(&l, record_of(&l.ref[i])) == i + 1)
-			tell_plane(f, t->owner, &l.ref[i]);
+	for (size_t i = 0; r == 0 && i < l.n; i++) {
+		struct ref *at = &l.ref[i];
+
+		if (!counts(at))
+			continue;
+		if (*bucket_of(&l, record_of(at)) != i + 1)
+			edit_void(at->segment, at->item,
+				NULL); /* or it would be found when the better one is gone */
+		else if (!at->dead)
+			tell_plane(f, t->owner, at);
+	}
 	refs_free(&l);
 	return r;
 }
