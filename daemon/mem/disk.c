@@ -146,10 +146,15 @@ static struct epoch *epoch_new(struct disk *d)
 	return e;
 }
 
+struct epoch *op_join(struct epoch *e)
+{
+	e->ops++;
+	return e;
+}
+
 struct epoch *op_begin(struct disk *d)
 {
-	d->epoch->ops++;
-	return d->epoch;
+	return op_join(d->epoch);
 }
 
 void op_end(struct disk *d, struct epoch *e, int error)
@@ -211,6 +216,7 @@ static void epochs_turn(struct disk *d)
 		struct epoch *e = epoch_new(d);
 
 		if (e) { /* else another turn will find the memory */
+			e->number = d->epoch->number + 1;
 			d->epoch->next = e;
 			d->epoch = e;
 		}
@@ -346,7 +352,7 @@ static int admit(struct disk *d, struct disk_store *s, uint64_t bytes)
 		return -EAGAIN;
 	if (worn(d, bytes))
 		return -EDQUOT;
-	return append_store(s->tenant, s, 0, NULL);
+	return append_store(s->tenant, s, 0, NULL, 0);
 }
 
 int disk_store(struct disk *d, struct disk_store *s)
@@ -380,7 +386,7 @@ static void forget(struct disk *d, struct disk_place p, bool erase)
 		return; /* lost meanwhile */
 	item_drop(s, p.item);
 	if (erase)
-		edit_want(s, p.item);
+		edit_erase(s, p.item, NULL);
 	segment_try_free(s);
 }
 

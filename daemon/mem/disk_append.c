@@ -23,6 +23,7 @@
 struct entry {
 	struct disk_store *store; /* NULL: a note, */
 	void *note;               /* in pages of its own */
+	uint64_t order;           /* 0: a new one */
 };
 
 struct chunk {
@@ -47,6 +48,7 @@ struct need {
 	const void *note;
 	size_t note_bytes;
 	uint32_t pages; /* of the plane */
+	uint64_t order;
 };
 
 uint32_t device_reserve(const struct disk_device *dev)
@@ -244,8 +246,7 @@ static void summary_make(struct disk_segment *s, uint8_t *pages, uint32_t n)
 		memcpy(p->record, s->open->records + from, p->n_records * sizeof(p->record[0]));
 		for (uint32_t j = 0; j < p->n_records; j++) {
 			s->items[from + j].flags &= (uint8_t)~ITEM_TODO_SUMMARY;
-			if (s->items[from + j].flags & ITEM_ERASED)
-				p->record[j].flags |= FMT_DEAD;
+			p->record[j].flags |= item_flags(&s->items[from + j]);
 		}
 		fmt_page_make(p, &w);
 	}
@@ -318,7 +319,7 @@ static void items_make(struct chunk *c)
 
 	for (uint32_t i = 0; i < c->n; i++) {
 		struct fmt_record *r = &c->records[i];
-		uint64_t order = ++s->dev->disk->order;
+		uint64_t order = c->entries[i].order ? c->entries[i].order : ++s->dev->disk->order;
 
 		r->order_low = (uint32_t)order;
 		r->order_high = (uint32_t)(order >> 32);
@@ -502,7 +503,7 @@ static int add(struct disk_segment *s, const struct need *w)
 	if (r == 0) {
 		r = fmt_record_make(&w->store->record, &c->records[c->n]);
 		assert(r == 0); /* disk_store() has tried */
-		c->entries[c->n++] = (struct entry){.store = w->store};
+		c->entries[c->n++] = (struct entry){.store = w->store, .order = w->order};
 		c->data_pages += w->pages;
 	} else if (first && c) {
 		chunk_free(c);
@@ -571,11 +572,11 @@ static struct disk_device *choose(struct disk_tenant *t, const struct need *w, u
 	return NULL;
 }
 
-int append_store(
-	struct disk_tenant *t, struct disk_store *store, unsigned class, struct disk_device *only)
+int append_store(struct disk_tenant *t, struct disk_store *store, unsigned class,
+	struct disk_device *only, uint64_t order)
 {
 	struct disk *d = t->disk;
-	struct need w = {.store = store, .pages = fmt_pages(store->record.bytes)};
+	struct need w = {.store = store, .pages = fmt_pages(store->record.bytes), .order = order};
 	struct disk_segment *s = only ? t->open[only->number][class] : t->filling;
 	struct disk_device *dev;
 	int r = -ENOSPC;

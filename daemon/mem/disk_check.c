@@ -11,7 +11,8 @@
 #define IN_FLIGHT (16u << 20)
 
 /* A plane's pages, in memory of this scan. */
-static bool plane_good(const struct disk_device *dev, const struct disk_segment *s, const struct fmt_record *r, void *buffer)
+static bool plane_good(const struct disk_device *dev, const struct disk_segment *s,
+	const struct fmt_record *r, void *buffer)
 {
 	size_t bytes = (size_t)fmt_pages(r->bytes) * DISK_PAGE;
 
@@ -19,7 +20,8 @@ static bool plane_good(const struct disk_device *dev, const struct disk_segment 
 		load_verify(buffer, r->bytes, &r->key, r->plane) == 0;
 }
 
-static void count_segment(const struct disk_device *dev, const struct disk_segment *s, void *buffer, struct disk_info *ret)
+static void count_segment(const struct disk_device *dev, const struct disk_segment *s, void *buffer,
+	struct disk_info *ret)
 {
 	ret->free += s->state == SEGMENT_FREE;
 	ret->damaged += s->state == SEGMENT_BAD;

@@ -32,6 +32,7 @@ struct move {
 	struct clean *clean;
 	struct disk_store store;
 	uint32_t item;
+	uint64_t order; /* stays what it was: no later one is hidden by it */
 	void *bounce;
 };
 
@@ -182,10 +183,10 @@ static void end(struct clean *c)
 		s->judged = dev->pass;
 		for (uint32_t i = 0; i < s->n_items; i++)
 			if (s->items[i].flags & ITEM_MOVED)
-				edit_want(s, i);
+				edit_void(s, i, c->epoch);
 	}
+	segment_free_for(s, c->epoch);
 	op_end(dev->disk, c->epoch, 0);
-	segment_try_free(s);
 	disk_wake(dev->disk);
 }
 
@@ -204,7 +205,7 @@ static void tell_one(struct clean *c, struct move *m)
 		c->dev->disk->o.owner.moved(item, it->plane, m->store.place);
 	} else {
 		if (it->flags & ITEM_ERASED)
-			edit_want(to, m->store.place.item);
+			edit_erase(to, m->store.place.item, c->epoch);
 		segment_try_free(to);
 	}
 	free(m);
@@ -325,7 +326,7 @@ static void move_read(struct dev_request *q, int error)
 		m->store.addr = m->bounce;
 		m->store.item = s->items[m->item].item;
 		m->store.done = move_stored;
-		error = append_store(s->tenant, &m->store, 1, c->dev);
+		error = append_store(s->tenant, &m->store, 1, c->dev, m->order);
 		if (error == 0)
 			return;
 		c->error = error;
@@ -347,6 +348,7 @@ static int move_start(struct clean *c, uint32_t i, const struct fmt_record *rec)
 	m->clean = c;
 	m->item = i;
 	fmt_record_read(rec, &m->store.record);
+	m->order = fmt_order(rec);
 	m->q.iov.iov_base = m->bounce;
 	m->q.io.check = move_check;
 	m->q.ended = move_read;

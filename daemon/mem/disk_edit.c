@@ -38,14 +38,28 @@ static void queue(struct disk_segment *s)
 	disk_wake(d);
 }
 
-void edit_want(struct disk_segment *s, uint32_t i)
+static void want(struct disk_segment *s, uint32_t i, uint8_t flag, struct epoch *now)
 {
-	s->items[i].flags |= ITEM_ERASED | ITEM_TODO_HEAD | ITEM_TODO_SUMMARY;
+	s->items[i].flags |= flag | ITEM_TODO_HEAD | ITEM_TODO_SUMMARY;
 	if (i < s->edit_from)
 		s->edit_from = i;
-	if (!s->edit_epoch)
-		s->edit_epoch = op_begin(s->dev->disk);
+	if (!s->edit_epoch) {
+		s->edit_epoch = now ? op_join(now) : op_begin(s->dev->disk);
+	} else if (now && now->number < s->edit_epoch->number) {
+		op_end(s->dev->disk, s->edit_epoch, 0);
+		s->edit_epoch = op_join(now);
+	}
 	queue(s);
+}
+
+void edit_erase(struct disk_segment *s, uint32_t i, struct epoch *e)
+{
+	want(s, i, ITEM_ERASED, e);
+}
+
+void edit_void(struct disk_segment *s, uint32_t i, struct epoch *e)
+{
+	want(s, i, ITEM_MOVED, e);
 }
 
 static void over(struct edit *e, int error)
@@ -54,13 +68,13 @@ static void over(struct edit *e, int error)
 	struct disk *d = s->dev->disk;
 
 	s->editing = false;
-	op_end(d, e->epoch, error);
-	free(e->page);
-	free(e);
 	if (s->edit_queued)
 		disk_wake(d); /* more came meanwhile */
 	else
-		segment_try_free(s);
+		segment_free_for(s, e->epoch);
+	op_end(d, e->epoch, error);
+	free(e->page);
+	free(e);
 }
 
 static void failed(struct edit *e, int error)
@@ -90,9 +104,9 @@ static void mark(struct edit *e)
 	for (uint32_t i = 0; i < e->page->n_records && e->first + i < s->n_items; i++) {
 		struct disk_item *it = &s->items[e->first + i];
 
-		if (!(it->flags & ITEM_ERASED))
+		if (!(it->flags & todo))
 			continue;
-		e->page->record[i].flags |= FMT_DEAD;
+		e->page->record[i].flags |= item_flags(it);
 		it->flags &= (uint8_t)~todo;
 	}
 }
@@ -138,8 +152,9 @@ static void next_page(struct edit *e)
 {
 	struct disk_segment *s = e->segment;
 
-	if (s->state == SEGMENT_CLOSED && !s->live && !s->cleaning) {
-		over(e, 0);
+	if (s->state == SEGMENT_CLOSED && !s->live && !s->loads && !s->cleaning &&
+		!s->edit_queued) {
+		over(e, 0); /* frees it */
 		return;
 	}
 	if (!find(e)) {

@@ -65,11 +65,12 @@ enum fmt_type {
 };
 #define FMT_DEAD       1u /* flags: erased */
 #define FMT_HAS_PARENT 2u
+#define FMT_VOID       4u /* flags: this copy is none, another one of the same order may be good */
 
 struct fmt_record {
 	struct kvg_key key, parent;
 	uint32_t order_low,
-		order_high; /* of all devices together: of two records of one plane the higher one holds */
+		order_high; /* of all devices together: of two records of one plane the higher one holds; equal: copies */
 	uint32_t plane_bytes[KVG_PLANES_MAX];
 	uint32_t plane_pairs[KVG_PLANES_MAX];
 	uint32_t bytes; /* of the plane or note */

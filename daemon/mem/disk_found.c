@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What recovery found, told to the owner. Of several records of one plane - it was moved and the old segment was not free yet, or
- * it was stored again - the latest holds, and when that one is dead, so are the others.
+ * What recovery found, told to the owner. Of several records of one plane - it was stored again, or it was moved and the old
+ * segment was not free yet: the same order - the latest holds, and when that one is dead, so are the others. A copy that a
+ * power cut may have left half written, with another one behind it, is read before it is believed.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -16,6 +17,7 @@ struct ref {
 	struct disk_segment *segment;
 	uint32_t item;
 	uint64_t order;
+	bool dead, good; /* good: it was read */
 };
 
 /* Of one tenant, latest first; and a hash table over them. */
@@ -59,7 +61,12 @@ static void collect(struct disk_segment *s, void *userdata)
 	struct refs *l = userdata;
 
 	for (uint32_t i = 0; i < s->n_items; i++)
-		l->ref[l->n++] = (struct ref){s, i, fmt_order(&s->found[i])};
+		l->ref[l->n++] = (struct ref){
+			.segment = s,
+			.item = i,
+			.order = fmt_order(&s->found[i]),
+			.dead = s->found[i].flags & FMT_DEAD,
+		};
 }
 
 static int refs_make(struct disk *d, const struct disk_tenant *t, struct refs *ret)
@@ -91,20 +98,55 @@ static void refs_free(struct refs *l)
 	free(l->bucket);
 }
 
-/* false: a later one of the same is there already. */
-static bool is_latest(struct refs *l, size_t n)
+/* The bucket of the plane that this is a record of. */
+static uint32_t *bucket_of(struct refs *l, const struct fmt_record *r)
 {
-	const struct fmt_record *r = record_of(&l->ref[n]), *other;
-	uint32_t hash = crc32c(r->plane, &r->key, sizeof(r->key));
-	size_t at = hash & (l->buckets - 1);
+	size_t at = crc32c(r->plane, &r->key, sizeof(r->key)) & (l->buckets - 1);
 
 	for (; l->bucket[at]; at = (at + 1) & (l->buckets - 1)) {
-		other = record_of(&l->ref[l->bucket[at] - 1]);
+		const struct fmt_record *other = record_of(&l->ref[l->bucket[at] - 1]);
+
 		if (other->plane == r->plane && !memcmp(&other->key, &r->key, sizeof(r->key)))
-			return false;
+			break;
 	}
-	l->bucket[at] = (uint32_t)n + 1;
-	return true;
+	return &l->bucket[at];
+}
+
+static bool plane_good(const struct ref *at)
+{
+	const struct fmt_record *r = record_of(at);
+	size_t bytes = (size_t)fmt_pages(r->bytes) * DISK_PAGE;
+	void *buffer = aligned_alloc(DISK_PAGE, bytes);
+	bool good = buffer &&
+		pread(at->segment->dev->fd, buffer, bytes,
+			(off_t)segment_offset(at->segment, r->page)) == (ssize_t)bytes &&
+		load_verify(buffer, r->bytes, &r->key, r->plane) == 0;
+
+	free(buffer);
+	return good;
+}
+
+/* Number n, after all later ones. */
+static void settle(struct refs *l, size_t n)
+{
+	struct ref *r = &l->ref[n], *first;
+	uint32_t *bucket = bucket_of(l, record_of(r));
+
+	if (!*bucket) {
+		*bucket = (uint32_t)n + 1;
+		return;
+	}
+	first = &l->ref[*bucket - 1];
+	if (first->order == r->order && first->dead != r->dead) {
+		if (first->dead) /* an erasure that no sync has waited for: then there would be no other copy */
+			*bucket = (uint32_t)n + 1;
+		return;
+	}
+	if (first->dead || first->good || (first->order != r->order && first->segment->summary))
+		return;
+	first->good = plane_good(first);
+	if (!first->good)
+		*bucket = (uint32_t)n + 1;
 }
 
 /* ---- notes ---- */
@@ -168,6 +210,11 @@ static void tell_plane(const struct disk_found *f, void *owner, const struct ref
 		item_adopt(s, at->item, item);
 }
 
+static bool counts(const struct ref *r)
+{
+	return record_of(r)->type == FMT_PLANE && !(record_of(r)->flags & FMT_VOID);
+}
+
 static int tell_tenant(struct disk *d, struct disk_tenant *t, const struct disk_found *f)
 {
 	struct refs l;
@@ -179,11 +226,19 @@ static int tell_tenant(struct disk *d, struct disk_tenant *t, const struct disk_
 	if (r < 0)
 		return r;
 	r = tell_notes(f, t->owner, &l);
+	for (size_t i = 0; i < l.n; i++)
+		if (counts(&l.ref[i]))
+			settle(&l, i);
 	for (size_t i = 0; r == 0 && i < l.n; i++) {
-		const struct fmt_record *rec = record_of(&l.ref[i]);
+		struct ref *at = &l.ref[i];
 
-		if (rec->type == FMT_PLANE && is_latest(&l, i) && !(rec->flags & FMT_DEAD))
-			tell_plane(f, t->owner, &l.ref[i]);
+		if (!counts(at))
+			continue;
+		if (*bucket_of(&l, record_of(at)) != i + 1)
+			edit_void(at->segment, at->item,
+				NULL); /* or it would be found when the better one is gone */
+		else if (!at->dead)
+			tell_plane(f, t->owner, at);
 	}
 	refs_free(&l);
 	return r;

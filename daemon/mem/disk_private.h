@@ -35,6 +35,7 @@ struct dev_request {
 struct epoch {
 	struct epoch *next;
 	struct disk *disk;
+	uint64_t number;
 	unsigned ops, waiting;
 	int error; /* of one that has to be told to the syncs */
 	struct disk_sync *syncs, **syncs_end;
@@ -177,6 +178,8 @@ void disk_wake(struct disk *d);                        /* a turn comes */
 void disk_defer(struct disk *d, struct io_request *r); /* done() comes in it */
 void disk_deliver(struct disk *d);                     /* it came */
 struct epoch *op_begin(struct disk *d);
+/* A part of something that is still going on. Syncs end in order: of two epochs the older one serves both. */
+struct epoch *op_join(struct epoch *e);
 void op_end(struct disk *d, struct epoch *e,
 	int error);              /* error: is told to the syncs that wait for it */
 bool disk_log_now(uint64_t *at); /* once in 10 s */
@@ -191,11 +194,18 @@ struct disk_segment *segment_take(struct disk_device *dev, struct disk_tenant *t
 int segment_reserve(struct disk_segment *s, uint32_t more); /* room for so many items */
 void segment_add_free(struct disk_segment *s);
 void segment_try_free(struct disk_segment *s); /* when nothing is on it and nobody looks at it */
-void segment_clear(struct disk_segment *s);    /* its memory */
+void segment_free_for(
+	struct disk_segment *s, struct epoch *e); /* the same, as a part of what is in e */
+void segment_clear(struct disk_segment *s);       /* its memory */
 void item_adopt(struct disk_segment *s, uint32_t i, void *item); /* it is live, and the owner's */
 void item_drop(struct disk_segment *s, uint32_t i);              /* a live one is not any more */
 struct disk_segment *segment_at(struct disk *d, struct disk_place p); /* NULL: it names nothing */
 
+/* What has to stand in its record. */
+static inline uint8_t item_flags(const struct disk_item *it)
+{
+	return it->flags & ITEM_ERASED ? FMT_DEAD : it->flags & ITEM_MOVED ? FMT_VOID : 0;
+}
 static inline struct fmt_where segment_where(const struct disk_segment *s)
 {
 	return (struct fmt_where){
@@ -217,9 +227,9 @@ static inline struct disk_place item_place(const struct disk_segment *s, uint32_
 
 /* ---- disk_append.c ---- */
 
-/* dev: only there; NULL: anywhere. -EFBIG: larger than a segment. */
-int append_store(
-	struct disk_tenant *t, struct disk_store *s, unsigned class, struct disk_device *dev);
+/* dev: only there; NULL: anywhere. order: of what is moved; 0: it is new. -EFBIG: larger than a segment. */
+int append_store(struct disk_tenant *t, struct disk_store *s, unsigned class,
+	struct disk_device *dev, uint64_t order);
 void append_flush(struct disk *d); /* submits what is being filled */
 void append_seal(struct disk_segment
 		*s); /* nothing more goes into it; closed when what is in flight has ended */
@@ -241,7 +251,9 @@ void clean_free(struct disk_device *dev);
 
 /* ---- disk_edit.c ---- */
 
-void edit_want(struct disk_segment *s, uint32_t item);
+void edit_erase(
+	struct disk_segment *s, uint32_t item, struct epoch *e); /* NULL: the one that is now */
+void edit_void(struct disk_segment *s, uint32_t item, struct epoch *e); /* it has been moved */
 void edit_turn(struct disk *d);
 
 /* ---- disk_recover.c, disk_found.c ---- */

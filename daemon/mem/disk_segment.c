@@ -216,6 +216,11 @@ static void zeroed_last(struct dev_request *q, int error)
 
 void segment_try_free(struct disk_segment *s)
 {
+	segment_free_for(s, NULL);
+}
+
+void segment_free_for(struct disk_segment *s, struct epoch *e)
+{
 	struct disk_device *dev = s->dev;
 	struct freeing *f;
 
@@ -234,7 +239,7 @@ void segment_try_free(struct disk_segment *s)
 	}
 	dev->n_freeing++;
 	f->segment = s;
-	f->epoch = op_begin(dev->disk);
+	f->epoch = e ? op_join(e) : op_begin(dev->disk);
 	f->waiting = 2;
 	f->first.iov.iov_base = f->last.iov.iov_base = zeros;
 	f->first.ended = zeroed_first;

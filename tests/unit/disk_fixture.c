@@ -265,7 +265,9 @@ void fix_new(struct fixture *f, unsigned n_devices, uint32_t segments)
 	char why[256];
 
 	*f = (struct fixture){.n_devices = n_devices};
-	strcpy(f->dir, "/tmp/kvgate-disk-XXXXXX");
+	strcpy(f->dir,
+		access("/dev/shm", W_OK) == 0 ? "/dev/shm/kvgate-disk-XXXXXX"
+					      : "/tmp/kvgate-disk-XXXXXX");
 	assert(mkdtemp(f->dir));
 	for (unsigned i = 0; i < n_devices; i++) {
 		snprintf(f->path[i], sizeof(f->path[i]), "%s/disk%u", f->dir, i);
