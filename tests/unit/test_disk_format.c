@@ -149,7 +149,8 @@ static void test_messages(void **state)
 	assert_int_equal(disk_check(f.path[0], true, &info, why, sizeof(why)), 0);
 	assert_true(info.planes == 1 && info.closed == 1 && info.free == 15 && !info.bad_planes &&
 		info.tenants == 1);
-	overwrite(FMT_FIRST + 4 * 4096 + 1000, "X", 1); /* in the plane */
+	overwrite(FMT_FIRST + f.plane[0].at.segment * (uint64_t)SEGMENT + 4 * 4096 + 1000, "X",
+		1); /* in the plane */
 	assert_int_equal(disk_check(f.path[0], true, &info, why, sizeof(why)), 0);
 	assert_int_equal(info.bad_planes, 1);
 	assert_int_equal(truncate(f.path[0], (off_t)bytes + 4096), 0);
