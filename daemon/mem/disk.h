@@ -48,7 +48,7 @@ struct disk_record {
 	uint64_t bytes;             /* payload */
 	float mass;
 	uint8_t plane, n_planes;
-	uint8_t page_shift;         /* of the extent it came from, and goes back to */
+	uint8_t page_shift; /* of the extent it came from, and goes back to */
 	bool has_parent;
 	/* of the planes of its block, which may lie elsewhere: 0 where there are no pairs */
 	uint64_t plane_bytes[KVG_PLANES_MAX];
@@ -95,9 +95,11 @@ struct disk *disk_close(struct disk *d);
  * plane() returns the item that disk_owner's functions get for it, NULL: it is nobody's, and forgotten. 0, or what a function returned.
  */
 struct disk_found {
-	int (*tenant)(void *userdata, const char *name, void **ret_tenant_owner); /* -ENOENT: all of his is forgotten */
+	int (*tenant)(void *userdata, const char *name,
+		void **ret_tenant_owner); /* -ENOENT: all of his is forgotten */
 	int (*note)(void *userdata, void *tenant_owner, uint32_t note, const void *bytes, size_t n);
-	void *(*plane)(void *userdata, void *tenant_owner, const struct disk_record *r, struct disk_place at);
+	void *(*plane)(void *userdata, void *tenant_owner, const struct disk_record *r,
+		struct disk_place at);
 	void *userdata;
 };
 int disk_recover(struct disk *d, const struct disk_found *f);
@@ -116,11 +118,13 @@ struct disk_store {
 	struct disk_store *next;
 	struct disk_tenant *tenant;
 	struct disk_record record;
-	const void *addr; /* the plane's pages: aligned to and readable up to a multiple of DISK_PAGE; nobody changes them until done() */
-	void *item;       /* for disk_owner's functions */
+	const void *
+		addr; /* the plane's pages: aligned to and readable up to a multiple of DISK_PAGE; nobody changes them until done() */
+	void *item;   /* for disk_owner's functions */
 	struct disk_place place; /* the result */
 	int error;               /* 0, or negative errno: it is not stored */
-	void (*done)(struct disk_store *s); /* on the loop's thread, never from within disk_store() */
+	void (*done)(
+		struct disk_store *s); /* on the loop's thread, never from within disk_store() */
 };
 /*
  * Planes that are stored in one turn of the loop lie together. Refused at once: -ENOSPC no room, or the tenant's limit; -EDQUOT the wear
@@ -155,8 +159,10 @@ struct disk_sync {
 void disk_sync(struct disk *d, struct disk_sync *s);
 
 struct disk_stat {
-	uint64_t capacity, live, free_segments, segments; /* bytes; live: of planes that places name */
-	uint64_t stored_bytes, moved_bytes, loaded_bytes, discarded_bytes; /* ever, by this process */
+	uint64_t capacity, live, free_segments,
+		segments; /* bytes; live: of planes that places name */
+	uint64_t stored_bytes, moved_bytes, loaded_bytes,
+		discarded_bytes; /* ever, by this process */
 	uint64_t stores_refused, load_errors, bad_planes;
 	unsigned devices, failed; /* failed: in use once, and given up */
 };
@@ -172,7 +178,8 @@ struct disk_info {
 	uint64_t planes, plane_bytes, bad_planes, tenants;
 };
 /* Makes a device of `bytes` (0: as large as the file or block device is). why: text for a person. -EEXIST: it is one already, and not `force`. */
-int disk_format(const char *path, uint64_t bytes, uint64_t segment_bytes, bool force, char *why, size_t why_size);
+int disk_format(const char *path, uint64_t bytes, uint64_t segment_bytes, bool force, char *why,
+	size_t why_size);
 /* planes: reads all of them as well. -EBUSY: a daemon has it. -EPROTONOSUPPORT: a newer format. -EBADMSG: none of ours. */
 int disk_check(const char *path, bool planes, struct disk_info *ret, char *why, size_t why_size);
 

@@ -95,18 +95,25 @@ static void written(struct dev_request *q, int error)
 		next_page(e);
 }
 
-/* The items whose records stand on this page, which says how many they are. */
-static void mark(struct edit *e)
+/* The items whose records stand on this page, from e->first on. */
+static bool on_page(const struct edit *e, uint32_t i)
 {
-	struct disk_segment *s = e->segment;
+	const struct disk_segment *s = e->segment;
+
+	return i < s->n_items && i - e->first < FMT_PER_PAGE &&
+		(e->summary || s->items[i].head == e->at);
+}
+
+/* good: the page is one. A damaged one is believed by nobody, and there is nothing to do to it. */
+static void mark(struct edit *e, bool good)
+{
 	uint8_t todo = e->summary ? ITEM_TODO_SUMMARY : ITEM_TODO_HEAD;
 
-	for (uint32_t i = 0; i < e->page->n_records && e->first + i < s->n_items; i++) {
-		struct disk_item *it = &s->items[e->first + i];
+	for (uint32_t i = e->first; on_page(e, i); i++) {
+		struct disk_item *it = &e->segment->items[i];
 
-		if (!(it->flags & todo))
-			continue;
-		e->page->record[i].flags |= item_flags(it);
+		if (good && it->flags & todo && i - e->first < e->page->n_records)
+			e->page->record[i - e->first].flags |= item_flags(it);
 		it->flags &= (uint8_t)~todo;
 	}
 }
@@ -116,14 +123,18 @@ static void page_read(struct dev_request *q, int error)
 	struct edit *e = (struct edit *)q;
 	struct disk_segment *s = e->segment;
 	const struct fmt_where w = segment_where(s);
+	bool good = error == 0 &&
+		fmt_page_check(e->page, &w, e->at, e->page->sequence, e->summary) == 0;
 
-	if (error == 0)
-		error = fmt_page_check(e->page, &w, e->at, e->page->sequence, e->summary);
 	if (error < 0) {
 		failed(e, error);
 		return;
 	}
-	mark(e);
+	mark(e, good);
+	if (!good) {
+		next_page(e);
+		return;
+	}
 	fmt_seal(e->page);
 	q->ended = written;
 	dev_submit(s->dev, q, IO_WRITE, segment_offset(s, e->at), DISK_PAGE);

@@ -102,8 +102,10 @@ struct disk_segment {
 	bool cleaning, editing, edit_queued;
 	bool listed; /* in disk.filling */
 	struct disk_segment *next_filling;
-	struct epoch *edit_epoch;  /* of edits that wait */
-	uint32_t edit_from;        /* no item before has something to do */
+	struct epoch *edit_epoch; /* of edits that wait */
+	struct epoch
+		*free_epoch; /* nothing lives here, and it has to be free before this one is over */
+	uint32_t edit_from;  /* no item before has something to do */
 	struct disk_segment *next; /* free list; list of edits */
 	struct fmt_record *found;  /* [n_items], from disk_open() to disk_recover() */
 };

@@ -219,11 +219,24 @@ void segment_try_free(struct disk_segment *s)
 	segment_free_for(s, NULL);
 }
 
+/* Somebody still looks at it: the epoch waits with it. */
+static void free_later(struct disk_segment *s, struct epoch *e)
+{
+	struct epoch *old = s->free_epoch;
+
+	if (!e || s->live || s->state != SEGMENT_CLOSED || (old && old->number <= e->number))
+		return;
+	s->free_epoch = op_join(e);
+	if (old)
+		op_end(s->dev->disk, old, 0);
+}
+
 void segment_free_for(struct disk_segment *s, struct epoch *e)
 {
 	struct disk_device *dev = s->dev;
 	struct freeing *f;
 
+	free_later(s, e);
 	if (s->state != SEGMENT_CLOSED || s->live || s->loads || s->cleaning || s->editing ||
 		s->edit_queued)
 		return;
@@ -232,6 +245,8 @@ void segment_free_for(struct disk_segment *s, struct epoch *e)
 	if (!f) {
 		struct disk_tenant *t = s->tenant;
 
+		if (s->free_epoch)
+			op_end(dev->disk, s->free_epoch, -EROFS);
 		segment_clear(s);
 		s->state = SEGMENT_BAD;
 		t->n_segments--;
@@ -239,7 +254,8 @@ void segment_free_for(struct disk_segment *s, struct epoch *e)
 	}
 	dev->n_freeing++;
 	f->segment = s;
-	f->epoch = e ? op_join(e) : op_begin(dev->disk);
+	f->epoch = s->free_epoch ? s->free_epoch : op_begin(dev->disk);
+	s->free_epoch = NULL;
 	f->waiting = 2;
 	f->first.iov.iov_base = f->last.iov.iov_base = zeros;
 	f->first.ended = zeroed_first;
