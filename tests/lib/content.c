@@ -62,13 +62,11 @@ static size_t dtype_size(uint32_t dtype)
 								    : 1;
 }
 
-struct kvg_layout *model_register(struct kvg_client *c, const struct test_model *m)
+int model_try(struct kvg_client *c, const struct test_model *m, struct kvg_layout **ret)
 {
 	struct kvg_layout_options o = KVG_OPTIONS_INIT(kvg_layout_options);
-	struct kvg_layout *l = NULL;
 	uint8_t digest[32] = "a gate of the test's own";
 	float edges[KVG_PLANES_MAX];
-	int r;
 
 	for (uint32_t i = 0; i + 1 < m->n_planes; i++)
 		edges[i] = 1.f - (float)(i + 1) / (float)m->n_planes;
@@ -84,8 +82,14 @@ struct kvg_layout *model_register(struct kvg_client *c, const struct test_model 
 		o.edges = edges;
 		o.n_edges = m->n_planes - 1;
 	}
-	r = kvg_layout(c, &o, &l);
-	if (r) {
+	return kvg_layout(c, &o, ret);
+}
+
+struct kvg_layout *model_register(struct kvg_client *c, const struct test_model *m)
+{
+	struct kvg_layout *l = NULL;
+
+	if (model_try(c, m, &l)) {
 		fprintf(stderr, "kvg_layout: %s\n", kvg_last_error(c));
 		assert(!"kvg_layout failed");
 	}

@@ -190,11 +190,38 @@ bool daemon_logged(const struct daemon_process *d, const char *text)
 
 unsigned daemon_count_fds(const struct daemon_process *d)
 {
+	return count_fds(d->pid);
+}
+
+pid_t daemon_serving(const struct daemon_process *d)
+{
+	struct sockaddr_un a = {.sun_family = AF_UNIX};
+	struct ucred peer = {0};
+	socklen_t n = sizeof(peer);
+
+	snprintf(a.sun_path, sizeof(a.sun_path), "%s", d->socket);
+	for (int i = 0; i < 4000; i++) {
+		int s = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+		bool up = connect(s, (struct sockaddr *)&a, sizeof(a)) == 0 &&
+			getsockopt(s, SOL_SOCKET, SO_PEERCRED, &peer, &n) == 0;
+
+		close(s);
+		if (up)
+			return peer.pid;
+		sleep_ms(5);
+	}
+	print_log(d);
+	assert(!"nobody serves");
+	return 0;
+}
+
+unsigned count_fds(pid_t pid)
+{
 	char path[64];
 	unsigned n = 0;
 	DIR *dir;
 
-	snprintf(path, sizeof(path), "/proc/%d/fd", (int)d->pid);
+	snprintf(path, sizeof(path), "/proc/%d/fd", (int)pid);
 	dir = opendir(path);
 	assert(dir);
 	while (readdir(dir))

@@ -33,6 +33,10 @@ void daemon_check_alive(const struct daemon_process *d);
 void daemon_cleanup(struct daemon_process *d);
 bool daemon_logged(const struct daemon_process *d, const char *text);
 unsigned daemon_count_fds(const struct daemon_process *d);
+unsigned count_fds(pid_t pid);
+
+/* Who answers at the socket: with --keeper, not the process that was started. Waits until somebody does. */
+pid_t daemon_serving(const struct daemon_process *d);
 
 /* Runs fn in a child, as uid when not 0 (needs root: see can_change_user). Returns the child's pid. */
 typedef int (*child_fn)(void *arg);
@@ -54,6 +58,7 @@ struct test_model {
 	uint32_t layers, heads, k_dim, v_dim, dtype, tokens, n_planes;
 };
 extern const struct test_model model_small; /* 4 layers, 2 heads, d 16, bf16, 32 tokens, 4 planes */
+int model_try(struct kvg_client *c, const struct test_model *m, struct kvg_layout **ret);
 struct kvg_layout *model_register(struct kvg_client *c, const struct test_model *m);
 
 /*

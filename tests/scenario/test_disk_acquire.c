@@ -13,9 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -435,22 +433,6 @@ static void test_killed(void **state)
 	assert_int_equal(purge_all(c), 0);
 }
 
-/* Who answers at the socket: not the keeper, which is what the harness started. */
-static pid_t daemon_pid(void)
-{
-	struct sockaddr_un a = {.sun_family = AF_UNIX};
-	struct ucred peer = {0};
-	socklen_t n = sizeof(peer);
-	int s = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-
-	strcpy(a.sun_path, d.socket);
-	for (int i = 0; i < 2000 && connect(s, (struct sockaddr *)&a, sizeof(a)) < 0; i++)
-		usleep(5000);
-	assert_int_equal(getsockopt(s, SOL_SOCKET, SO_PEERCRED, &peer, &n), 0);
-	close(s);
-	return peer.pid;
-}
-
 /* The memory is kept, the disk is there: nothing is lost, not even for who is asking at that moment. */
 static void test_killed_under_a_keeper(void **state)
 {
@@ -462,7 +444,7 @@ static void test_killed_under_a_keeper(void **state)
 		cold_chain(keys);
 		assert_int_equal(
 			kvg_acquire_start(l, keys, BLOCKS, 0.f, 1.f, 1, got, NULL), BLOCKS);
-		kill(daemon_pid(), SIGKILL);
+		kill(daemon_serving(&d), SIGKILL);
 		for (unsigned i = 0; i < CHAINS; i++)
 			assert_int_equal(read_chain(c, l, (i + life * 11) % CHAINS), BLOCKS);
 		assert_true(client_counter(c, "kvgate_blocks") == CHAINS * BLOCKS);

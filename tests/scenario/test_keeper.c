@@ -10,9 +10,6 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -22,22 +19,6 @@
 
 static const char config[] =
 	"[memory]\nhost_bytes = 64MiB\nsegment_bytes = 4MiB\nindex_slots = 4096\n";
-
-/* Who answers at the socket: not the keeper, which is what the harness started. */
-static pid_t daemon_pid(const struct daemon_process *d)
-{
-	struct sockaddr_un a = {.sun_family = AF_UNIX};
-	struct ucred peer = {0};
-	socklen_t n = sizeof(peer);
-	int s = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-
-	strcpy(a.sun_path, d->socket);
-	for (int i = 0; i < 2000 && connect(s, (struct sockaddr *)&a, sizeof(a)) < 0; i++)
-		usleep(5000);
-	assert(getsockopt(s, SOL_SOCKET, SO_PEERCRED, &peer, &n) == 0);
-	close(s);
-	return peer.pid;
-}
 
 static struct kvg_client *open_client(const struct daemon_process *d)
 {
@@ -69,7 +50,7 @@ static void test_killed(void **state)
 	assert_int_equal(chain_put(c, l, &model_small, 1, BLOCKS, keys), KVG_CODE_OK);
 	assert_int_equal(kvg_prefix_pin(l, keys, BLOCKS, 1.f, pins), BLOCKS);
 	for (uint64_t life = 0; life < 5; life++) {
-		pid_t pid = daemon_pid(&d);
+		pid_t pid = daemon_serving(&d);
 
 		assert_int_not_equal(pid, d.pid);
 		kill(pid, SIGKILL);
