@@ -136,17 +136,22 @@ static void setup(uint64_t of, uint32_t segments, unsigned devices)
 		plane_of(&f, i, i % 3, 1000 + rnd(9000));
 }
 
+static void reopen(void)
+{
+	for (uint32_t i = 0; i < PLANES; i++)
+		f.plane[i].wanted = true; /* until everything has been looked at */
+	fix_open(&f);
+	assert_int_equal(f.bad, 0);
+}
+
 static void run(const struct io_fault *fault, unsigned n, bool pressure, bool flips)
 {
 	for (unsigned i = 0; i < n; i++) {
 		struct io_fault now = *fault;
 
 		now.seed = seed ^ i;
-		for (uint32_t k = 0; k < PLANES; k++)
-			f.plane[k].wanted = true; /* until everything has been looked at */
 		f.o.fault = rnd(4) && fault->hold_writes ? &now : fault->hold_writes ? NULL : &now;
-		fix_open(&f);
-		assert_int_equal(f.bad, 0);
+		reopen();
 		check(flips);
 		for (uint32_t k = 20 + rnd(300); k; k--)
 			step(pressure);
@@ -161,7 +166,7 @@ static void run(const struct io_fault *fault, unsigned n, bool pressure, bool fl
 		}
 	}
 	f.o.fault = NULL;
-	fix_open(&f);
+	reopen();
 	check(flips);
 	fix_free(&f);
 }
