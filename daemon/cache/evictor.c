@@ -13,6 +13,8 @@
  * In a batch, a block that goes altogether stands behind its descendants: the policy offers a block only when its last
  * child went. So what stays is found in one pass forward, and put back in one pass backward.
  *
+ * A disk is fast only with much under way, so whoever has to wait for it sends more than he needs.
+ *
  * Nothing moves: a plane is dropped by giving its extent back and storing one word. Where there is a tier below, the least
  * valuable thing goes there: at once if that tier has it already, else it is sent (mover_sink()), stays where it is meanwhile, and
  * the mover brings it here again. What that tier does not want goes as if there were none.
@@ -36,6 +38,8 @@
 #define RETRY_NS      100000000 /* everything was pinned: so long until the next try */
 #define ROUNDS_A_TURN 4
 #define ROUND_BYTES   (64ull << 20) /* of a background round */
+#define AHEAD_SHARE                                                                                \
+	8 /* of a tenant's quota, 1 / this may be on its way down before anybody waits for it */
 
 void evict_ask_again(struct cache *c)
 {
@@ -212,15 +216,23 @@ void evict_batch_settle(struct evict_batch *e)
 
 /* ---- rounds ---- */
 
+static uint64_t at_most(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
 /* What a round is after, and what it came to. */
 struct round {
 	struct evict_batch batch;
 	struct cache_tenant *tenant;
 	uint64_t bytes, slots; /* wanted */
-	uint64_t sinking;      /* bytes that were sent down */
-	unsigned looks;        /* that are left */
-	bool full;             /* the tier below has as much in flight as it may */
-	bool refused;          /* it takes no more, for whatever reason */
+	uint64_t sinking;      /* bytes that are on their way down */
+	uint64_t
+		ahead; /* as long as victims have to be written, so many bytes are to be on their way */
+	bool writing;   /* the last victim had to be written */
+	unsigned looks; /* that are left */
+	bool full;      /* the tier below has as much in flight as it may */
+	bool refused;   /* it takes no more, for whatever reason */
 };
 
 static bool in_use(struct cache_tenant *t, struct policy_node *n)
@@ -323,6 +335,7 @@ static bool sink(struct round *r, struct block *b, uint8_t mapped, bool *ret_don
 	int error;
 
 	*ret_done = true;
+	r->writing = dirty;
 	if (!dirty)
 		return evict_batch_add(
 			&r->batch, b, (struct planes){.held = before.held, .mapped = mapped});
@@ -374,7 +387,9 @@ bool evict_may(struct cache *c)
 
 static bool wants_more(const struct round *r, uint64_t bytes, uint64_t slots)
 {
-	return !r->full && (bytes + r->sinking < r->bytes || slots < r->slots);
+	return !r->full &&
+		(bytes + r->sinking < r->bytes || slots < r->slots ||
+			(r->writing && r->sinking < r->ahead));
 }
 
 /* What the batch will free if nobody has it pinned. */
@@ -415,6 +430,7 @@ enum evicted evict_round(struct cache_tenant *t, uint64_t bytes, uint64_t slots)
 	if (t->passed_over > t->n_blocks)
 		r.looks = 0; /* exhausted */
 	r.sinking = t->sinking;
+	r.ahead = at_most(t->cache->o.disk.in_flight_bytes, t->quota / AHEAD_SHARE);
 	while (r.looks && wants_more(&r, r.batch.freed, r.batch.result.blocks)) {
 		const uint64_t pinned = r.batch.result.pinned, freed = r.batch.freed;
 
@@ -495,11 +511,6 @@ void evict_check(struct cache *c, struct cache_tenant *t)
 		c->evicting = true;
 	if (!was && (c->evicting || t->evicting))
 		loop_arm(c->evict_timer, 0, 0);
-}
-
-static uint64_t at_most(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
 }
 
 /* One round for everybody who is on the way down to a low watermark. False: the turn's rounds are used up. */

@@ -151,7 +151,7 @@ static void test_nothing_is_lost(void **state)
 		below += !b->mapped;
 		split += b->mapped && b->mapped != b->held;
 	}
-	assert_true(below > BLOCKS / 4 && split > 0);
+	assert_true(below > BLOCKS / 8 && split > BLOCKS / 8);
 	assert_true(f.tenant->used <= f.o.host_bytes);
 	for (unsigned i = 0; i < BLOCKS; i++)
 		read_all(i);
