@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * commit_ratio: packing a block whose scores are given - sort, size, copy into planes with CRC32C - beside memcpy of
+ * commit_pack_ratio: packing a block whose scores are given - sort, size, copy into planes with CRC32C - beside memcpy of
  * the block's K and V bytes, by one thread. Both read the same staging memory and write pages of the same pool that were
  * written before; sources and destinations rotate, and the two are half a rotation apart, so that neither finds its bytes
  * in a cache that the other has filled. Timed in turns; the median of the turns' ratios is given.
@@ -230,7 +230,7 @@ int main(void)
 		.v_dim = 32,
 		.dtype = KVG_DTYPE_BF16};
 
-	measure("commit_lab_ratio", &lab, 16);
-	measure("commit_ratio", &qwen3_8b, 1);
+	measure("commit_pack_lab_ratio", &lab, 16);
+	measure("commit_pack_ratio", &qwen3_8b, 1);
 	return figure_status();
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * commit_published_ratio: one block of Qwen3-8B's shape whose scores are given, from kvg_commit() by a client until a lookup
+ * commit_ratio: one block of Qwen3-8B's shape whose scores are given, from kvg_commit() by a client until a lookup
  * finds it: request, one pack worker, index, reply. Beside it memcpy of the same bytes out of the same staging memory, by
  * this process, in turn. bench_commit has the packing alone; the difference is what a daemon between them costs.
  */
@@ -107,7 +107,7 @@ int main(void)
 	free(to);
 	const double r = figure_median(ratio, TURNS);
 
-	figure_print(&(struct figure_line){"core", "commit_published_ratio", "ratio", r,
+	figure_print(&(struct figure_line){"core", "commit_ratio", "ratio", r,
 			     gb / figure_median(copy, TURNS) * 1e6, r},
 		"memcpy of the same bytes, GB/s (to be found in the index: %.4g GB/s)",
 		gb / figure_median(publish, TURNS) * 1e6);
