@@ -230,21 +230,29 @@ static void batch_reply(struct commit_batch *b)
 	request_send(b->session, &reply, NULL, 0);
 }
 
-static void batch_settle(struct commit_batch *b)
+/* One that kept it open is done: the last one's is the answer. */
+static void batch_answer(struct commit_batch *b)
 {
-	if (--b->pending)
-		return;
-	if (b->session)
+	if (--b->pending == 0 && b->session)
 		batch_reply(b);
-	batch_free(b);
 }
 
+static void batch_settle(struct commit_batch *b)
+{
+	if (b->pending == 0)
+		batch_free(b);
+}
+
+/* The answer goes first: giving a large stage back takes as long as packing it, and a processor. */
 static void item_settle(struct commit_item *item)
 {
+	struct commit_batch *b = item->batch;
+
 	item->job = NULL;
-	stage_fini(&item->stage, &item->staged, item->batch->staging, item->batch->server->sweeper);
+	batch_answer(b);
+	stage_fini(&item->stage, &item->staged, b->staging, b->server->sweeper);
 	charge_fini(&item->in_flight);
-	batch_settle(item->batch);
+	batch_settle(b);
 }
 
 static void on_job_done(void *userdata, const struct cache_commit_result *result)
@@ -330,6 +338,7 @@ int run_commit(struct request *r)
 		b->item[i].batch = b;
 		item_start(r, &b->item[i], a, i);
 	}
+	batch_answer(b);
 	batch_settle(b);
 	return KVG_CODE_OK;
 }
@@ -355,6 +364,7 @@ static void batch_cancel(struct commit_batch *b)
 		cache_commit_cancel(b->item[i].job);
 		item_settle(&b->item[i]);
 	}
+	batch_answer(b);
 	batch_settle(b);
 }
 

@@ -230,7 +230,7 @@ int main(void)
 		.v_dim = 32,
 		.dtype = KVG_DTYPE_BF16};
 
-	measure("commit_lab_ratio", &lab, 16);
+	measure("commit_pack_lab_ratio", &lab, 16);
 	measure("commit_pack_ratio", &qwen3_8b, 1);
 	return figure_status();
 }

@@ -21,10 +21,13 @@
 
 #include <cmocka.h>
 
+#include "gates/select.h"
 #include "tests/lib/harness.h"
 
 #define BLOCKS 60
 #define PAGE   4096u
+#define FLOOR_PAIRS                                                                                \
+	1 /* a 256th of the tokens, rounded up: so many of each run are in the first plane */
 
 static const struct test_model model = {
 	"hostile", 8, 4, 128, 128, KVG_DTYPE_BF16, 128, 5}; /* 2 MiB: it takes a while */
@@ -88,17 +91,33 @@ static int ordered(uint16_t f16)
 	return f16 & 0x8000 ? 0xffff - f16 : 0x8000 + f16;
 }
 
-/* From plane to plane of each run no score rises. */
-static void check_order(const struct kvg_plane *plane, int n)
+static int bound(const struct kvg_layout_info *info, uint32_t band)
+{
+	return ordered(select_f16_at_least(info->edges[band]));
+}
+
+/* From plane to plane of each run no score rises, and each lies between the edges of its band. */
+static void check_order(const struct kvg_plane *plane, int n, const struct kvg_layout_info *info)
 {
 	for (uint32_t run = 0; run < model.layers * model.heads; run++) {
 		int last = INT_MAX;
 
-		for (int p = 0; p < n; p++)
+		for (int p = 0; p < n; p++) {
+			const uint32_t band = plane[p].plane;
+
 			for (uint32_t i = plane[p].cu[run]; i < plane[p].cu[run + 1]; i++) {
-				assert(ordered(plane[p].score[i]) <= last);
-				last = ordered(plane[p].score[i]);
+				const int score = ordered(plane[p].score[i]);
+				const uint32_t rank = i - plane[p].cu[run];
+
+				assert(score <= last);
+				last = score;
+				/* the best pairs are in the first plane whatever their score */
+				if (band + 1 < model.n_planes && (band || rank >= FLOOR_PAIRS))
+					assert(score >= bound(info, band));
+				if (band)
+					assert(score < bound(info, band - 1));
 			}
+		}
 	}
 }
 
@@ -110,13 +129,15 @@ static void check_whole(
 	int n;
 	struct kvg_inspect_options o = KVG_OPTIONS_INIT(kvg_inspect_options);
 	struct kvg_block_entry e = KVG_OPTIONS_INIT(kvg_block_entry);
+	struct kvg_layout_info info = KVG_OPTIONS_INIT(kvg_layout_info);
 	struct kvg_pin pin;
 
 	assert(kvg_lookup_pin(l, key, 1.f, &pin) == 0);
 	assert(kvg_verify(l, &pin) == 0);
 	n = kvg_planes(l, &pin, plane);
 	assert(n > 0 && plane[0].tokens);
-	check_order(plane, n);
+	kvg_layout_describe(l, &info);
+	check_order(plane, n, &info);
 	content_tokens(seed, model.tokens, tokens);
 	assert(memcmp(plane[0].tokens, tokens, sizeof(tokens)) == 0);
 	o.key = *key;
