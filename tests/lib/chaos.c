@@ -3,6 +3,7 @@
 #include "tests/lib/chaos.h"
 
 #include <assert.h>
+#include <linux/close_range.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,7 +22,7 @@ static unsigned pick(struct chaos *x, unsigned n)
 
 /* ---- who lives ---- */
 
-static void daemon_begin(struct chaos *x)
+static void daemon_begin(struct chaos *x, const struct chaos_options *o)
 {
 	static const char *const keeper[] = {"--keeper", NULL};
 	struct daemon_process *d = &x->daemon;
@@ -32,11 +33,10 @@ static void daemon_begin(struct chaos *x)
 	snprintf(d->socket, sizeof(d->socket), "%s/sock", d->dir);
 	snprintf(d->config, sizeof(d->config), "%s/conf", d->dir);
 	snprintf(d->log, sizeof(d->log), "%s/log", d->dir);
-	/* the disk is so large that nothing has to be given up; its file has holes */
 	snprintf(config, sizeof(config),
 		"[memory]\nhost_bytes = 16MiB\nsegment_bytes = 4MiB\nindex_slots = 65536\n"
-		"[disk]\npaths = %s/planes\nsize = 64GiB\n",
-		d->dir);
+		"[disk]\npaths = %s/planes\nsize = %uMiB\n",
+		d->dir, o->disk_mib);
 	daemon_spawn(d, config, keeper);
 	assert(daemon_wait_ready(d));
 }
@@ -141,6 +141,7 @@ static uint64_t purge_all(struct kvg_client *c)
 static uint64_t come_to_rest(struct chaos *x, struct state *ret)
 {
 	struct kvg_client *c = client_open(&x->daemon);
+	const pid_t daemon = daemon_serving(&x->daemon);
 	uint64_t pinned = 0;
 
 	for (unsigned i = 0; i < 1000; i++) {
@@ -156,7 +157,8 @@ static uint64_t come_to_rest(struct chaos *x, struct state *ret)
 		usleep(10000);
 	}
 	usleep(200000); /* what was parked for sessions that are no more */
-	ret->fds = (int)count_fds(daemon_serving(&x->daemon)) - 2 * (int)ret->segments;
+	ret->segments = client_counter(c, "kvgate_segments");
+	ret->fds = (int)count_fds(daemon) - 2 * (int)ret->segments;
 	ret->keeper_fds = (int)count_fds(x->daemon.pid) - (int)ret->segments;
 	kvg_close(c);
 	return pinned;
@@ -170,23 +172,30 @@ static int put_something(void *arg)
 	return chain_put_child(&t);
 }
 
-void chaos_run(unsigned rounds, unsigned seed, struct chaos_result *ret)
+void chaos_run(const struct chaos_options *o, struct chaos_result *ret)
 {
-	struct chaos x = {.random = seed};
+	struct chaos x = {.random = o->seed};
 	struct chaos_role role = {.daemon = &x.daemon};
 	struct state before, after;
+	pid_t first;
 
 	*ret = (struct chaos_result){0};
 	x.shared = mmap(
 		NULL, sizeof(*x.shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	assert(x.shared != MAP_FAILED);
-	daemon_begin(&x);
+	/* what this process was started with is not the daemon's: it would be counted, or replaced by what it is handed */
+	close_range(3, ~0u, CLOSE_RANGE_CLOEXEC);
+	daemon_begin(&x, o);
 	assert(child_run(0, put_something, &role) == 0);
+	first = daemon_serving(&x.daemon);
+	kill(first, SIGKILL); /* all that follow are handed something, and so is this one's next */
+	while (daemon_serving(&x.daemon) == first)
+		usleep(5000);
 	assert(come_to_rest(&x, &before) == 0);
 	for (unsigned i = 0; i < CHAOS_CLIENTS; i++)
 		client_begin(&x, i);
 	usleep(500000); /* so that there is something to lose */
-	for (unsigned i = 0; i < rounds; i++)
+	for (unsigned i = 0; i < o->rounds; i++)
 		one_round(&x, ret);
 	usleep(500000);
 	for (unsigned i = 0; i < CHAOS_CLIENTS; i++)

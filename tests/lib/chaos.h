@@ -59,7 +59,12 @@ struct chaos_result {
 		staging;     /* bytes, blocks that a purge of everything left, ... */
 	int fds, keeper_fds; /* more than at the beginning */
 };
-void chaos_run(unsigned rounds, unsigned seed, struct chaos_result *ret);
+struct chaos_options {
+	unsigned rounds, seed;
+	unsigned
+		disk_mib; /* as much as may be written, or the log has to give up what nobody reads */
+};
+void chaos_run(const struct chaos_options *o, struct chaos_result *ret);
 
 /* chaos_client.c: never returns, but for what must not be. */
 struct chaos_role {

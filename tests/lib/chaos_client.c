@@ -157,6 +157,52 @@ static void ask(struct self *s, const struct promise *p, unsigned block)
 
 /* ---- deeds ---- */
 
+static void purge(struct self *s, unsigned chain)
+{
+	struct kvg_purge_options o = KVG_OPTIONS_INIT(kvg_purge_options);
+	struct chaos_chain *of = &s->shared->chain[chain];
+	struct kvg_purge_result gone;
+	int r;
+
+	let_go(s); /* two that purge what the other one holds would wait for ever */
+	atomic_store(&of->purging, true);
+	atomic_store(&of->acked, 0); /* whoever sees the new epoch sees this, too */
+	atomic_fetch_add(&of->epoch, 1);
+	o.keys = &s->key[chain][pick(s, CHAOS_BLOCKS / 2)];
+	o.n_keys = 1;
+	o.keep_planes = pick(s, 4) == 0;
+	while ((r = kvg_purge(s->c, &o, &gone)) < 0)
+		on_error(s, r);
+	/* what was shrunk is put whole only after all of it is gone */
+	o.keys = s->key[chain];
+	o.keep_planes = 0;
+	while ((r = kvg_purge(s->c, &o, &gone)) < 0 || gone.pinned) {
+		if (r < 0)
+			on_error(s, r);
+		usleep(1000); /* somebody reads it, or it is on its way down */
+	}
+	atomic_store(&of->purging, false);
+}
+
+/* There already, but is it whole? What was purged may come back after a kill, in part, from a disk that had not heard of it. */
+static bool is_whole(struct self *s, unsigned chain, unsigned block)
+{
+	struct kvg_acquired got = {.code = KVG_CODE_BUSY};
+	ssize_t r;
+
+	for (unsigned i = 0; i < 100 && got.code != KVG_CODE_OK; i++) {
+		r = kvg_acquire(s->l, &s->key[chain][block], 1, 1.f, 0, &got);
+		if (r < 0)
+			on_error(s, r);
+		if (r >= 0 &&
+			(got.code == KVG_CODE_BELOW_RETENTION || got.code == KVG_CODE_NOT_FOUND))
+			break;
+	}
+	if (got.code == KVG_CODE_OK)
+		kvg_release(s->c, &got.handle, 1);
+	return got.code == KVG_CODE_OK;
+}
+
 static void put(struct self *s, unsigned chain)
 {
 	struct chaos_chain *to = &s->shared->chain[chain];
@@ -184,35 +230,12 @@ static void put(struct self *s, unsigned chain)
 			atomic_fetch_add(&s->shared->refused, 1);
 			return;
 		}
+		if (result.code == KVG_CODE_EXISTS && !is_whole(s, chain, b)) {
+			purge(s, chain);
+			return;
+		}
 		atomic_store(&to->acked, b + 1);
 	}
-}
-
-static void purge(struct self *s, unsigned chain)
-{
-	struct kvg_purge_options o = KVG_OPTIONS_INIT(kvg_purge_options);
-	struct chaos_chain *of = &s->shared->chain[chain];
-	struct kvg_purge_result gone;
-	int r;
-
-	let_go(s); /* two that purge what the other one holds would wait for ever */
-	atomic_store(&of->purging, true);
-	atomic_store(&of->acked, 0); /* whoever sees the new epoch sees this, too */
-	atomic_fetch_add(&of->epoch, 1);
-	o.keys = &s->key[chain][pick(s, CHAOS_BLOCKS / 2)];
-	o.n_keys = 1;
-	o.keep_planes = pick(s, 4) == 0;
-	while ((r = kvg_purge(s->c, &o, &gone)) < 0)
-		on_error(s, r);
-	/* what was shrunk is put whole only after all of it is gone */
-	o.keys = s->key[chain];
-	o.keep_planes = 0;
-	while ((r = kvg_purge(s->c, &o, &gone)) < 0 || gone.pinned) {
-		if (r < 0)
-			on_error(s, r);
-		usleep(1000); /* somebody reads it, or it is on its way down */
-	}
-	atomic_store(&of->purging, false);
 }
 
 static void fetch(struct self *s, unsigned chain)

@@ -22,16 +22,26 @@ static unsigned number(const char *name, unsigned otherwise)
 
 static void test_chaos(void **state)
 {
+	const unsigned rounds = number("KVGATE_CHAOS_ROUNDS", 20);
+	const struct chaos_options o = {
+		.rounds = rounds,
+		.seed = number("KVGATE_CHAOS_SEED", 1),
+		.disk_mib = 512 + 16 * rounds,
+	};
 	struct chaos_result r;
 
 	(void)state;
-	chaos_run(number("KVGATE_CHAOS_ROUNDS", 20), number("KVGATE_CHAOS_SEED", 1), &r);
+	chaos_run(&o, &r);
 	print_message("%u kills of daemons, %u of them early; %u of clients; %llu blocks compared, "
 		      "%llu refusals\n",
 		r.daemon_kills, r.early_kills, r.client_kills, (unsigned long long)r.blocks,
 		(unsigned long long)r.refused);
 	for (unsigned i = 0; i < CHAOS_DEEDS; i++)
 		print_message("deed %u: %llu\n", i, (unsigned long long)r.deeds[i]);
+	print_message(
+		"left: %g bytes of pages, %g blocks, %g sessions, %g bytes staged, %d fds of the "
+		"daemon, %d of its keeper\n",
+		r.pages, r.pins, r.sessions, r.staging, r.fds, r.keeper_fds);
 	assert_int_equal(r.wrong, 0);
 	assert_int_equal(r.lost, 0);
 	assert_true(r.blocks > 0 && r.deeds[CHAOS_PUT] > 0 && r.deeds[CHAOS_FETCH] > 0);
