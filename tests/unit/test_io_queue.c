@@ -172,7 +172,7 @@ static void test_writes_do_not_starve(void **state)
 			continue;
 		}
 		if (r->op == IO_WRITE)
-			assert_int_equal(++writes, reads / 8);
+			assert_int_equal(8 * ++writes, reads);
 		else
 			reads++;
 	}
