@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "tests/lib/harness.h"
+#include "tests/lib/raw.h"
 
 #define BLOCKS 30
 #define ROUNDS 25
@@ -165,6 +166,39 @@ static void test_socket_outlives_its_process(void **state)
 	daemon_cleanup(&d);
 }
 
+static void ends_because(const struct daemon_process *d, const char *why)
+{
+	for (int i = 0; i < 2000 && !daemon_logged(d, why); i++)
+		usleep(5000);
+	if (!daemon_logged(d, why))
+		fail_msg("the log does not say %s", why);
+}
+
+/* Why a session ended is in the log, each in its own words. */
+static void test_log_says_why(void **state)
+{
+	struct heir t;
+	struct daemon_process d;
+	int tell[2], sock;
+
+	(void)state;
+	daemon_start(&d, "[daemon]\nlog_level = debug\n");
+	kvg_close(client_open(&d));
+	ends_because(&d, "why=\"end of file\"");
+	sock = raw_connect(&d);
+	raw_send_bytes(sock, "nonsense", 8, NULL, 0);
+	ends_because(&d, "why=\"refused\"");
+	close(sock);
+	assert_int_equal(pipe(tell), 0);
+	t = (struct heir){.d = &d, .tell = tell[1]};
+	assert_int_equal(child_run(0, leave_a_heir, &t), 0);
+	ends_because(&d, "why=\"its process is gone\"");
+	close(tell[0]);
+	close(tell[1]);
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
 /* The fd counter above counts: an open session shows in it. */
 static void test_fd_counter_counts(void **state)
 {
@@ -189,6 +223,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_sigkill_gives_everything_back),
 		cmocka_unit_test(test_socket_outlives_its_process),
+		cmocka_unit_test(test_log_says_why),
 		cmocka_unit_test(test_fd_counter_counts),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
