@@ -13,7 +13,7 @@
 #define CONVERSATION KVG_SOURCE_DIR "/tests/bench/traces/mooncake_conversation.jsonl"
 
 struct arguments {
-	const char *dir, *trace;
+	const char *dir, *trace, *only;
 };
 
 static bool take(const char *name, int argc, char **argv, int *i, const char **ret)
@@ -40,12 +40,22 @@ int main(int argc, char **argv)
 		a.dir = "/tmp";
 	for (int i = 1; i < argc; i++)
 		if (!take("--dir", argc, argv, &i, &a.dir) &&
-			!take("--trace", argc, argv, &i, &a.trace)) {
-			fprintf(stderr, "usage: bench_disk [--dir DIR] [--trace FILE]\n");
+			!take("--trace", argc, argv, &i, &a.trace) &&
+			!take("--only", argc, argv, &i, &a.only)) {
+			fprintf(stderr,
+				"usage: bench_disk [--dir DIR] [--trace FILE] [--only "
+				"transfer|latency|partial|trace]\n");
 			return 2;
 		}
 	place_init(&p, a.dir);
-	measure_transfer(&p);
+	if (!a.only || !strcmp(a.only, "transfer"))
+		measure_transfer(&p);
+	if (!a.only || !strcmp(a.only, "latency"))
+		measure_latency(&p);
+	if (!a.only || !strcmp(a.only, "partial"))
+		measure_partial(&p);
+	if (!a.only || !strcmp(a.only, "trace"))
+		failed = measure_trace(&p, a.trace);
 	place_fini(&p);
 	return failed || figure_status();
 }

@@ -76,9 +76,10 @@ void rig_fail(struct kvg_client *c, const char *what) __attribute__((noreturn));
 
 /* ---- the figures; each prints its lines ---- */
 
-void measure_transfer(const struct place *p);     /* disk_read_ratio, disk_write_ratio, disk_cpu_ratio */
-void measure_latency(const struct place *p);      /* disk_read_p99_under_writes */
-void measure_partial(const struct place *p);      /* partial_read */
+void measure_transfer(
+	const struct place *p);              /* disk_read_ratio, disk_write_ratio, disk_cpu_ratio */
+void measure_latency(const struct place *p); /* disk_read_p99_under_writes */
+void measure_partial(const struct place *p); /* partial_read */
 int measure_trace(const struct place *p, const char *path); /* write_amplification */
 
 #endif

@@ -134,7 +134,7 @@ struct fio_result fio_write(const struct place *p, const char *file, uint64_t by
 void fio_prepare(const struct place *p, const char *file, uint64_t bytes)
 {
 	place_unlink(p, file);
-	one(p, file, bytes, "write", " --verify=crc32c --do_verify=0");
+	one(p, file, bytes, "write", " --verify=crc32c --do_verify=0 --verify_state_save=0");
 }
 
 struct fio_result fio_read(
