@@ -35,7 +35,7 @@ struct mover {
 		**queue_end[KVG_PLANES_MAX]; /* by the plane that is next */
 	uint64_t lifting;                    /* bytes that are being read, all tenants */
 	uint64_t lifts;                      /* blocks that wait for a plane or have one coming */
-	unsigned turn;
+	uint64_t owed;                       /* bytes, before the last queue has its turn */
 	bool stopping;
 };
 

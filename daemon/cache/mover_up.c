@@ -7,8 +7,9 @@
  *	queue[1]  a b c	 ->  a.1 b.1 c.1 ...
  *
  * so a reader of many blocks can begin with the best planes of all. (Every so often the last queue has its turn, or who wants
- * everything would wait for all who want little.) Memory is taken when a read is about to start, so what is queued costs none,
- * and pressure makes room as for a commit.
+ * everything would wait for all who want little. Bytes count: the worst planes are the largest.) Memory is taken when a read is
+ * about to start, so what is queued costs none, and pressure makes room as for a commit. As pages may have to be backed for it,
+ * a turn of the loop begins few: what has come meanwhile is shown in between.
  */
 #include "daemon/cache/mover.h"
 
@@ -22,9 +23,10 @@
 #include "daemon/cache/tenant.h"
 #include "proto/plane.h"
 
-#define AHEAD       2       /* times what the disk may have in flight: read, or about to be */
-#define LAST_FIRST  8       /* of so many turns, one is the last queue's */
-#define ROUNDS_EACH 2       /* of eviction for one plane */
+#define AHEAD       2 /* times what the disk may have in flight: read, or about to be */
+#define LAST_FIRST  8 /* of so many bytes, one is the last queue's */
+#define ROUNDS_EACH 2 /* of eviction for one plane */
+#define TURN_BYTES  (4ull << 20)
 #define RETRY_NS    1000000 /* when a commit holds the room: its end is not told here */
 
 struct lift {
@@ -68,7 +70,7 @@ static void enqueue(struct lift *l)
 
 static struct lift *dequeue(struct mover *m)
 {
-	const bool last = ++m->turn % LAST_FIRST == 0;
+	const bool last = !m->owed;
 
 	for (unsigned i = 0; i < KVG_PLANES_MAX; i++) {
 		const unsigned q = last ? KVG_PLANES_MAX - 1 - i : i;
@@ -337,26 +339,49 @@ static int begin(struct lift *l, uint32_t plane)
 	return 0;
 }
 
+/* What the last queue got is owed to the others, so many times. */
+static void pay(struct mover *m, bool last, uint64_t bytes)
+{
+	if (last)
+		m->owed = (LAST_FIRST - 1) * bytes;
+	else
+		m->owed -= m->owed < bytes ? m->owed : bytes;
+}
+
+/* False: no more of them now. */
+static bool lift_next(struct mover *m, struct lift *l)
+{
+	const uint8_t next = not_begun(l);
+	const uint32_t plane = next ? (uint32_t)__builtin_ctz(next) : 0;
+	struct cache *c = l->block->tenant->cache;
+	int r = next ? begin(l, plane) : 0;
+
+	if (r == -EAGAIN) {
+		requeue_first(l);
+		if (!mover_busy(c))
+			loop_arm(m->timer, RETRY_NS, 0);
+		return false;
+	}
+	if (r < 0)
+		fail(l, plane, r);
+	else if (next)
+		pay(m, !m->owed, l->block->plane[plane].bytes);
+	enqueue(l);
+	end_if_done(l);
+	return true;
+}
+
 void mover_lift(struct cache *c)
 {
 	struct mover *m = &c->mover;
+	const uint64_t enough = m->lifting + TURN_BYTES, most = AHEAD * c->o.disk.in_flight_bytes;
 	struct lift *l;
 
-	while (!m->stopping && m->lifting < AHEAD * c->o.disk.in_flight_bytes && (l = dequeue(m))) {
-		const uint8_t next = not_begun(l);
-		int r = next ? begin(l, (uint32_t)__builtin_ctz(next)) : 0;
-
-		if (r == -EAGAIN) {
-			requeue_first(l);
-			if (!mover_busy(c))
-				loop_arm(m->timer, RETRY_NS, 0);
+	while (!m->stopping && m->lifting < most && m->lifting < enough && (l = dequeue(m)))
+		if (!lift_next(m, l))
 			return;
-		}
-		if (r < 0)
-			fail(l, (uint32_t)__builtin_ctz(next), r);
-		enqueue(l);
-		end_if_done(l);
-	}
+	if (m->lifting >= enough)
+		loop_arm(m->timer, 0, 0);
 }
 
 /* ---- asking ---- */

@@ -57,6 +57,8 @@ struct rig {
 void rig_start(struct rig *r, const struct place *p, const struct rig_options *o);
 /* SIGTERM, and another one with the same disk: everything is cold. r->l is NULL. */
 void rig_restart(struct rig *r);
+/* Until it has nothing to do: after a start it backs memory ahead of its use. */
+void rig_settle(const struct rig *r);
 void rig_stop(struct rig *r, const struct place *p);
 
 /* Summed over all tenants. */
@@ -71,7 +73,6 @@ struct kvg_key rig_key(uint64_t number);
 void rig_put(struct kvg_client *c, struct kvg_layout *l, uint64_t first, unsigned n);
 /* Compares a few bytes of a block that is mapped. False: it is not. */
 bool rig_compare(struct kvg_client *c, struct kvg_layout *l, uint64_t number);
-/* Commits many and waits for their result; the given error is printed. */
 void rig_fail(struct kvg_client *c, const char *what) __attribute__((noreturn));
 
 /* ---- the figures; each prints its lines ---- */

@@ -10,8 +10,8 @@
 
 #include "tests/bench/bench_disk.h"
 
-#define ROUNDS 5u
-#define BLOCKS 64u
+#define ROUNDS 3u
+#define BLOCKS 256u
 #define LAYERS 8u
 #define HEADS  8u
 #define DIM    64u
@@ -112,7 +112,7 @@ static uint64_t attend(
 
 		for (int i = 0; i < n; i++) {
 			bytes += plane[i].bytes;
-			if (*(const uint8_t *)plane[i].k != b + 1)
+			if (*(const uint8_t *)plane[i].k != (uint8_t)(b + 1))
 				n = -1;
 		}
 		if (n <= 0)
@@ -158,9 +158,9 @@ static struct times read_cold(struct rig *r, const struct kvg_key *keys)
 void measure_partial(const struct place *p)
 {
 	const struct rig_options o = {
-		.host_bytes = 512 * MIB,
+		.host_bytes = 1536 * MIB,
 		.segment_bytes = 64 * MIB,
-		.disk_bytes = 1024 * MIB,
+		.disk_bytes = 2048 * MIB,
 		.drain_seconds = 60,
 	};
 	double part[ROUNDS], all[ROUNDS], ratio[ROUNDS];
@@ -172,6 +172,7 @@ void measure_partial(const struct place *p)
 	put(r.c, layout(r.c), keys);
 	for (unsigned i = 0; i < ROUNDS; i++) {
 		rig_restart(&r);
+		rig_settle(&r);
 		t = read_cold(&r, keys);
 		part[i] = t.part_us;
 		all[i] = t.all_us;

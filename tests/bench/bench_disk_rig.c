@@ -93,6 +93,17 @@ double rig_cpu_s(const struct rig *r)
 	return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
+void rig_settle(const struct rig *r)
+{
+	double was = -1, is = 0;
+
+	for (unsigned i = 0; i < 100 && is - was > .002; i++) {
+		was = rig_cpu_s(r);
+		usleep(100000);
+		is = rig_cpu_s(r);
+	}
+}
+
 struct kvg_layout *rig_layout(struct kvg_client *c, uint64_t bytes)
 {
 	struct kvg_layout_options o = KVG_OPTIONS_INIT(kvg_layout_options);

@@ -7,13 +7,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "tests/bench/bench_disk.h"
 
-#define ROUNDS 5u
-#define BLOCKS 1024u /* of 1 MiB, in one round */
-#define BATCH  16u   /* keys of one kvg_acquire_start() */
-#define WINDOW 6u    /* batches under way: three times what the disk takes at a time */
+#define ROUNDS     5u
+#define BLOCKS     1024u /* of 1 MiB, in one round */
+#define BATCH      16u   /* keys of one kvg_acquire_start() */
+#define SINK_BYTES (1024 * MIB)
+#define WINDOW     6u /* batches under way: three times what the disk takes at a time */
 
 struct transfer {
 	double bytes_per_s, cpu_s_per_GB;
@@ -42,6 +44,31 @@ static struct transfer write_blocks(struct rig *r, uint64_t first)
 	seconds = (figure_now_us() - start) * 1e-6;
 	bytes = rig_counter(r->c, "kvgate_disk_stored_bytes_total") - before;
 	return (struct transfer){bytes / seconds, (cpu_s(r) - cpu) / (bytes / 1e9)};
+}
+
+/* The same without anybody who commits: memory is full, and the watermarks sink. */
+static double sink_blocks(struct rig *r)
+{
+	struct kvg_policy low = KVG_OPTIONS_INIT(kvg_policy), back = KVG_OPTIONS_INIT(kvg_policy);
+	double before, start, seen, bytes = 0, us;
+
+	back.high_watermark = .95f;
+	back.low_watermark = .9f;
+	low.high_watermark = .12f;
+	low.low_watermark = .1f;
+	before = rig_counter(r->c, "kvgate_disk_stored_bytes_total");
+	start = figure_now_us();
+	if (kvg_policy(r->c, &low) < 0)
+		rig_fail(r->c, "policy");
+	do {
+		us = figure_now_us();
+		seen = rig_counter(r->c, "kvgate_disk_stored_bytes_total") - before;
+		bytes = seen > bytes ? seen : bytes;
+		usleep(2000);
+	} while (bytes < .8 * (double)SINK_BYTES && us < start + 20e6);
+	if (kvg_policy(r->c, &back) < 0)
+		rig_fail(r->c, "policy");
+	return bytes / ((us - start) * 1e-6);
 }
 
 /* ---- reading ---- */
@@ -142,14 +169,44 @@ static void report(const struct place *p, const char *name, const double *ours,
 
 static void measure_writes(const struct place *p, struct rig *r)
 {
-	double ours[ROUNDS], theirs[ROUNDS];
+	double ours[ROUNDS], theirs[ROUNDS], cpu[ROUNDS], fio_cpu[ROUNDS];
 	uint64_t next = BLOCKS;
 
 	for (unsigned i = 0; i < ROUNDS; i++, next += BLOCKS) {
-		ours[i] = write_blocks(r, next).bytes_per_s;
-		theirs[i] = fio_write(p, "fio", BLOCKS * MIB).bytes_per_s;
+		struct transfer t = write_blocks(r, next);
+		struct fio_result f = fio_write(p, "fio", BLOCKS * MIB);
+
+		ours[i] = t.bytes_per_s;
+		cpu[i] = t.cpu_s_per_GB;
+		theirs[i] = f.bytes_per_s;
+		fio_cpu[i] = f.cpu_s_per_GB;
 	}
 	report(p, "disk_write_ratio", ours, theirs, 1e9, "GB/s", "fio write");
+	report(p, "disk_write_cpu_ratio", cpu, fio_cpu, 1, "CPU s/GB",
+		"fio write, which writes one buffer again and again; ours from the client's own "
+		"pages on");
+}
+
+static void measure_sinking(const struct place *p)
+{
+	const struct rig_options o = {
+		.host_bytes = SINK_BYTES + 128 * MIB,
+		.segment_bytes = 64 * MIB,
+		.disk_bytes = (ROUNDS + 2) * BLOCKS * MIB,
+	};
+	double ours[ROUNDS], theirs[ROUNDS];
+	struct rig r;
+
+	rig_start(&r, p, &o);
+	r.l = rig_layout(r.c, MIB);
+	for (unsigned i = 0; i < ROUNDS; i++) {
+		rig_put(r.c, r.l, (uint64_t)i * BLOCKS, BLOCKS);
+		ours[i] = sink_blocks(&r);
+		theirs[i] = fio_write(p, "fio", BLOCKS * MIB).bytes_per_s;
+	}
+	rig_stop(&r, p);
+	report(p, "disk_write_ratio_alone", ours, theirs, 1e9, "GB/s",
+		"nobody commits, the watermarks sink; fio write");
 }
 
 static void measure_reads(const struct place *p, struct rig *r)
@@ -191,5 +248,6 @@ void measure_transfer(const struct place *p)
 	measure_writes(p, &r);
 	measure_reads(p, &r);
 	rig_stop(&r, p);
+	measure_sinking(p);
 	place_unlink(p, "fio");
 }
