@@ -80,6 +80,20 @@ static unsigned long long compare_all(void)
 	return missing;
 }
 
+/* A socket that systemd made says that systemd is its peer. */
+static pid_t who_serves(const struct daemon_process *d)
+{
+	int pid = 0;
+	FILE *f;
+
+	if (d->pid)
+		return daemon_serving(d);
+	f = popen("systemctl show -P MainPID kvgated.service", "r");
+	assert(f && fscanf(f, "%d", &pid) == 1 && pid > 1);
+	pclose(f);
+	return pid;
+}
+
 static void order(const struct daemon_process *d)
 {
 	pid_t pid;
@@ -100,7 +114,7 @@ static void order(const struct daemon_process *d)
 static double first_hit(const struct daemon_process *d, unsigned round)
 {
 	const struct kvg_key *k = &key[round % CHAINS][round];
-	const pid_t old = daemon_serving(d);
+	const pid_t old = who_serves(d);
 	struct kvg_acquired got;
 	struct kvg_pin pin;
 	double began, took;
