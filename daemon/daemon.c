@@ -324,7 +324,8 @@ static int build_cache(struct daemon *d)
 			.uring = !o->disk_engine,
 			.sqpoll = o->disk_sqpoll,
 			.iopoll = o->disk_iopoll,
-			.discard = o->disk_discard},
+			.discard = o->disk_discard,
+			.admit_all = o->disk_admit},
 	};
 
 	if (o->numa_node >= 0 && !machine_has_node((int)o->numa_node)) {

@@ -44,6 +44,7 @@ struct cache_options {
 		uint64_t in_flight_bytes;     /* of each device */
 		uint64_t write_bytes_per_day; /* 0: no limit */
 		bool uring, sqpoll, iopoll, discard;
+		bool admit_all; /* what is worth less than what has to go for it, too */
 		const struct io_fault *fault; /* NULL; for tests */
 	} disk;
 };

@@ -39,7 +39,7 @@ static bool worth_writing(const struct block *b)
 	struct disk_stat st;
 
 	disk_stat(t->cache->disk, &st);
-	return st.free_segments * ROOMY >= st.segments ||
+	return t->cache->o.disk.admit_all || st.free_segments * ROOMY >= st.segments ||
 		policy_worth(t->policy, &b->node) >= t->below_worth;
 }
 
