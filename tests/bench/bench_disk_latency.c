@@ -78,7 +78,7 @@ static struct ours read_under_writes(struct rig *r, unsigned round, uint64_t *ne
 	stored = rig_counter(r->c, "kvgate_disk_stored_bytes_total") - stored;
 	kill(pid, SIGKILL);
 	assert(child_wait(pid) == 128 + SIGKILL);
-	if (n < 50) {
+	if (n < 20) {
 		fprintf(stderr, "bench_disk: %zu cold blocks in %u s are too few\n", n, SECONDS);
 		exit(1);
 	}

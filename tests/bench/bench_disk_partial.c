@@ -1,7 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * partial_read: a context of BLOCKS blocks of 4 MiB, in planes of .05 .05 .10 .10 .20 .25 .25 of the pairs, all of it on disk and
- * nothing in memory, as after a restart. One kvg_acquire_start() asks for everything; the clock is read when 30 % of
+ * partial_read: a context of BLOCKS blocks of 4 MiB, in planes of .05 .05 .10 .10 .20 .25 .25 of the pairs, pressed out of
+ * memory by others; then a restart, so that all of it is on disk and nothing in memory. One kvg_acquire_start() asks for
+ * everything; the clock is read when 30 % of every block is pinned and its planes have pointers, and when all of it is.
+ */
+/*
+ * partial_read: a context of BLOCKS blocks of 4 MiB, in planes of .05 .05 .10 .10 .20 .25 .25 of the pairs, pressed out of
+ * memory by others; then a restart, so that all of it is on disk and nothing in memory. One kvg_acquire_start() asks for everything; the clock is read when 30 % of
  * every block is pinned and its planes have pointers, and when all of it is.
  */
 #include <stdio.h>
@@ -18,6 +23,7 @@
 #define TOKENS 256u
 #define PLANES 7u
 #define PART   .3f
+#define OTHERS 1536u /* blocks of 1 MiB that press it out of memory */
 
 /* Tokens of each plane, in every layer and head. */
 static const unsigned share[PLANES] = {13, 13, 26, 25, 51, 64, 64};
@@ -158,9 +164,9 @@ static struct times read_cold(struct rig *r, const struct kvg_key *keys)
 void measure_partial(const struct place *p)
 {
 	const struct rig_options o = {
-		.host_bytes = 1536 * MIB,
+		.host_bytes = 1280 * MIB,
 		.segment_bytes = 64 * MIB,
-		.disk_bytes = 2048 * MIB,
+		.disk_bytes = 4096 * MIB,
 		.drain_seconds = 60,
 	};
 	double part[ROUNDS], all[ROUNDS], ratio[ROUNDS];
@@ -170,6 +176,7 @@ void measure_partial(const struct place *p)
 
 	rig_start(&r, p, &o);
 	put(r.c, layout(r.c), keys);
+	rig_put(r.c, rig_layout(r.c, MIB), BLOCKS, OTHERS);
 	for (unsigned i = 0; i < ROUNDS; i++) {
 		rig_restart(&r);
 		rig_settle(&r);

@@ -20,7 +20,7 @@
 #define LOOK_EACH   50u /* requests: a look at the counters */
 #define CHAIN_MAX   1024u
 #define BATCH       64u
-#define SECONDS_MAX 50.
+#define SECONDS_MAX 40.
 
 struct state {
 	double stored, moved, live, capacity;

@@ -11,7 +11,7 @@
 
 #include "tests/bench/bench_disk.h"
 
-#define ROUNDS     5u
+#define ROUNDS     4u
 #define BLOCKS     1024u /* of 1 MiB, in one round */
 #define BATCH      16u   /* keys of one kvg_acquire_start() */
 #define SINK_BYTES (1024 * MIB)
@@ -235,8 +235,9 @@ static void measure_reads(const struct place *p, struct rig *r)
 
 void measure_transfer(const struct place *p)
 {
+	/* between its watermarks there is more than what may be in flight */
 	const struct rig_options o = {
-		.host_bytes = 256 * MIB,
+		.host_bytes = 768 * MIB,
 		.segment_bytes = 64 * MIB,
 		.disk_bytes = (ROUNDS + 3) * BLOCKS * MIB,
 	};
