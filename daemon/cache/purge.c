@@ -12,14 +12,18 @@
  * purge takes only what was published before it was asked for. So a purge ends, however much is committed meanwhile;
  * what is committed on top of a block that is to go keeps that block, as a pin does. What is on its way between the tiers is
  * waited for: the transfer ends whoever wants the block gone.
+ *
+ * Who asked is told when the tier below has heard of it, too: a daemon that is killed after that finds nothing of it again.
  */
 #include "daemon/cache/purge.h"
 
 #include <assert.h>
 #include <errno.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/base/log.h"
 #include "daemon/cache/evictor.h"
 #include "daemon/cache/tenant.h"
 
@@ -29,8 +33,9 @@
 #define STALL_NS 1000000 /* a transfer takes about as long */
 
 struct cache_purge {
-	struct cache_purge *next;
+	struct cache_purge *next; /* of the tenant; or of those that wait for the tier below */
 	struct cache_tenant *tenant;
+	struct cache *cache; /* while it waits for the tier below: the tenant may be gone */
 	enum evict_reason reason;
 	uint64_t until; /* publications */
 	uint32_t layout, keep_planes;
@@ -43,6 +48,7 @@ struct cache_purge {
 	cache_purge_fn done;
 	void *userdata;
 	struct cache_purge_result sum;
+	struct disk_sync sync;
 	size_t n, i; /* keys, those looked up */
 	const struct kvg_key *key;
 	struct kvg_key keys[];
@@ -181,6 +187,34 @@ static void finish(struct cache_purge *p)
 	free(p);
 }
 
+static void on_synced(struct disk_sync *s)
+{
+	struct cache_purge *p =
+		(struct cache_purge *)((char *)s - offsetof(struct cache_purge, sync));
+	struct cache_purge **at = &p->cache->purges_syncing;
+
+	if (s->error)
+		log_warning("what was purged may be found again after a restart", "error=\"%s\"",
+			strerror(-s->error));
+	while (*at != p)
+		at = &(*at)->next;
+	*at = p->next;
+	finish(p);
+}
+
+static void finish_below(struct cache *c, struct cache_purge *p)
+{
+	if (!c->disk || p->reason != EVICT_REQUEST || !p->sum.planes) {
+		finish(p);
+		return;
+	}
+	p->cache = c;
+	p->next = c->purges_syncing;
+	c->purges_syncing = p;
+	p->sync.done = on_synced;
+	disk_sync(c->disk, &p->sync);
+}
+
 static void on_timer(void *cache)
 {
 	struct cache *c = cache;
@@ -194,7 +228,7 @@ static void on_timer(void *cache)
 		loop_arm(c->purge_timer, stalled ? STALL_NS : 0, 0);
 	commits_retry(c);
 	if (ended)
-		finish(ended);
+		finish_below(c, ended);
 }
 
 static void enqueue(struct cache_purge *p)
@@ -285,6 +319,8 @@ void purges_silence(struct cache *c)
 	for (struct cache_tenant *t = c->purging; t; t = t->purges.next)
 		for (struct cache_purge *p = t->purges.first; p; p = p->next)
 			p->done = NULL;
+	for (struct cache_purge *p = c->purges_syncing; p; p = p->next)
+		p->done = NULL;
 }
 
 void purges_fini(struct cache *c)

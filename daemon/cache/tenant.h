@@ -97,6 +97,7 @@ struct cache {
 	struct mover mover;
 	struct cache_tenant *purging, **purging_end; /* tenants with purges, by turns */
 	struct loop_timer *purge_timer;              /* armed while there are any */
+	struct cache_purge *purges_syncing; /* all is gone, but the tier below has not noted it */
 
 	uint64_t used; /* by all tenants */
 

@@ -27,7 +27,7 @@ int main(int argc, char **argv)
 		if (!strcmp(argv[i], "--seed"))
 			o.seed = (unsigned)strtoul(argv[i + 1], NULL, 0);
 	}
-	o.disk_mib = 512 + 16 * o.rounds;
+	o.disk_mib = 512 + 4 * o.rounds;
 	chaos_run(&o, &r);
 	figure_print(&(struct figure_line){"restart", "chaos", "blocks", (double)(r.wrong + r.lost),
 			     FIGURE_NONE, FIGURE_NONE},

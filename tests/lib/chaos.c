@@ -13,7 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define PAUSE_MAX_US 60000 /* between two kills */
+#define PAUSE_MAX_US 200000 /* between two kills */
 
 static unsigned pick(struct chaos *x, unsigned n)
 {
@@ -214,6 +214,8 @@ void chaos_run(const struct chaos_options *o, struct chaos_result *ret)
 	ret->lost = x.shared->lost;
 	ret->wrong += daemon_logged(&x.daemon, "defect");
 	assert(daemon_stop(&x.daemon) == 0);
+	if (getenv("KVGATE_CHAOS_LOG")) /* to be looked at */
+		rename(x.daemon.log, getenv("KVGATE_CHAOS_LOG"));
 	daemon_cleanup(&x.daemon);
 	munmap(x.shared, sizeof(*x.shared));
 }

@@ -59,7 +59,7 @@ static void come_back(struct self *s)
 	s->holds = false;
 	o.socket = s->role->daemon->socket;
 	o.resume_ms = 20000;
-	for (unsigned i = 0; i < 4000; i++) {
+	for (unsigned i = 0; i < 24000; i++) {
 		if (kvg_open(&o, &s->c) == 0) {
 			if (model_try(s->c, &model, &s->l) == 0)
 				return;
@@ -149,8 +149,9 @@ static void ask(struct self *s, const struct promise *p, unsigned block)
 	else if (got.code == KVG_CODE_NO_SPACE || got.code == KVG_CODE_QUOTA)
 		atomic_fetch_add(&s->shared->refused, 1);
 	else if (still_promised(s, p)) {
-		fprintf(stderr, "chaos: block %u of chain %u is lost: %s\n", block, p->chain,
-			kvg_code_name(got.code));
+		fprintf(stderr,
+			"chaos: block %u of chain %u is lost: %s, held %x of retention %g\n", block,
+			p->chain, kvg_code_name(got.code), got.held, (double)got.retention);
 		atomic_fetch_add(&s->shared->lost, 1);
 	}
 }

@@ -26,7 +26,7 @@ static void test_chaos(void **state)
 	const struct chaos_options o = {
 		.rounds = rounds,
 		.seed = number("KVGATE_CHAOS_SEED", 1),
-		.disk_mib = 512 + 16 * rounds,
+		.disk_mib = 512 + 4 * rounds,
 	};
 	struct chaos_result r;
 

@@ -42,8 +42,8 @@ static int setup(void **state)
 	snprintf(d.config, sizeof(d.config), "%s/conf", d.dir);
 	snprintf(d.log, sizeof(d.log), "%s/log", d.dir);
 	snprintf(pidfile, sizeof(pidfile), "%s/pid", d.dir);
-	setenv("KEEPER_PROGRAM", getenv("KVGATED") ? getenv("KVGATED") : KVG_BINARY_DIR "/daemon/kvgated",
-		1);
+	setenv("KEEPER_PROGRAM",
+		getenv("KVGATED") ? getenv("KVGATED") : KVG_BINARY_DIR "/daemon/kvgated", 1);
 	setenv("KEEPER_PIDFILE", pidfile, 1);
 	setenv("KEEPER_LOG", d.log, 1);
 	setenv("KEEPER_SECONDS", "30", 1);

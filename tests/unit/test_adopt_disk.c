@@ -314,6 +314,45 @@ static void test_killed_then_cold(void **state)
 	}
 }
 
+/* ---- purged for good ---- */
+
+static void purged(void *done, const struct cache_purge_result *r)
+{
+	assert(!r->pinned);
+	*(bool *)done = true;
+}
+
+/* Ends as soon as it was told that all of it is gone. */
+static void put_and_purge(void *unused)
+{
+	bool done = false;
+
+	put_all(unused);
+	assert(cache_purge_start(f.tenant, &(struct cache_purge_request){0}, purged, &done) == 0);
+	while (!done)
+		assert(loop_run_once(f.loop, 20) == 0);
+}
+
+static void nothing_is_there(void *unused)
+{
+	(void)unused;
+	assert(!f.tenant || !f.tenant->n_blocks);
+}
+
+static void test_purged_then_killed(void **state)
+{
+	(void)state;
+	for (unsigned i = 0; i < 4; i++) {
+		uring = i % 2;
+		format();
+		live(put_and_purge, NULL);
+		if (i / 2)
+			drop_all();
+		live(nothing_is_there, NULL);
+		drop_all();
+	}
+}
+
 static int setup(void **state)
 {
 	lives_setup(state);
@@ -338,6 +377,7 @@ int main(void)
 		cmocka_unit_test(test_killed_while_the_log_makes_room),
 		cmocka_unit_test(test_drained_then_cold),
 		cmocka_unit_test(test_killed_then_cold),
+		cmocka_unit_test(test_purged_then_killed),
 	};
 	return cmocka_run_group_tests(tests, setup, teardown);
 }
