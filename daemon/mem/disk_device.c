@@ -4,7 +4,8 @@
  *
  * The lock is flock() - the kernel drops it with its holder, and /proc/locks says who that is - and O_EXCL for a block device,
  * which keeps file systems and volume managers away. A daemon that died may still have transfers under way in the kernel, which hold the
- * file and so the lock: that is waited for, but not for ever: a second lock goes with its process. The superblock stands in the first and in the last page: either will do.
+ * file and so the lock: that is waited for, but not for ever: a second lock goes with its process. The superblock stands in the
+ * first and in the last page: either will do.
  *
  * A request that fails says nothing of the device, eight in a row that fail do, and then one more decides: the superblock is
  * read again. If that fails, too, the device is given up.
