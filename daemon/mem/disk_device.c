@@ -4,7 +4,8 @@
  *
  * The lock is flock() - the kernel drops it with its holder, and /proc/locks says who that is - and O_EXCL for a block device,
  * which keeps file systems and volume managers away. A daemon that died may still have transfers under way in the kernel, which hold the
- * file and so the lock: that is waited for. The superblock stands in the first and in the last page: either will do.
+ * file and so the lock: that is waited for, but not for ever: a second lock goes with its process. The superblock stands in the
+ * first and in the last page: either will do.
  *
  * A request that fails says nothing of the device, eight in a row that fail do, and then one more decides: the superblock is
  * read again. If that fails, too, the device is given up.
@@ -72,24 +73,49 @@ static long lock_holder(int fd)
 	return pid;
 }
 
-int device_lock(int fd, char *why, size_t size)
+static int locked(long pid, char *why, size_t size)
 {
 	char who[32] = "another process";
-	long pid;
 
-	for (unsigned ms = 0;; ms += LOCK_STEP_MS) {
-		if (flock(fd, LOCK_EX | LOCK_NB) == 0)
-			return 0;
-		if (errno != EWOULDBLOCK)
-			return say(why, size, -errno, "cannot be locked: %m");
-		pid = lock_holder(fd);
-		if ((pid > 0 && (kill((pid_t)pid, 0) == 0 || errno != ESRCH)) || ms >= LOCK_MS)
-			break;
-		usleep(LOCK_STEP_MS * 1000);
-	}
 	if (pid > 0)
 		snprintf(who, sizeof(who), "process %ld", pid);
 	return say(why, size, -EBUSY, "%s uses it: one daemon has a disk to itself", who);
+}
+
+/* One that goes with its process, whatever the kernel still has open. */
+static int lock_process(int fd, char *why, size_t size)
+{
+	struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+
+	if (fcntl(fd, F_SETLK, &l) == 0)
+		return 0;
+	if (errno != EACCES && errno != EAGAIN)
+		return say(why, size, -errno, "cannot be locked: %m");
+	return locked(fcntl(fd, F_GETLK, &l) == 0 && l.l_type != F_UNLCK ? l.l_pid : 0, why, size);
+}
+
+int device_lock(int fd, char *why, size_t size)
+{
+	for (unsigned ms = 0; flock(fd, LOCK_EX | LOCK_NB) < 0; ms += LOCK_STEP_MS) {
+		const int error = errno;
+		const long pid = lock_holder(fd);
+
+		if (error != EWOULDBLOCK)
+			return say(why, size, -error, "cannot be locked: %s", strerror(error));
+		if (pid > 0 && (kill((pid_t)pid, 0) == 0 || errno != ESRCH))
+			return locked(pid, why, size);
+		if (ms >= LOCK_MS) {
+			if (pid <= 0)
+				return locked(pid, why, size);
+			log_warning("the kernel still has a disk open for a process that is gone: "
+				    "used all "
+				    "the same, its transfers have ended by now",
+				"process=%ld waited_ms=%u", pid, ms);
+			break;
+		}
+		usleep(LOCK_STEP_MS * 1000);
+	}
+	return lock_process(fd, why, size);
 }
 
 static int open_failed(int error, char *why, size_t size)

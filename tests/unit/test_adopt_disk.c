@@ -5,6 +5,7 @@
  * on its way up or down, or being moved, when the last one ended.
  */
 #include <assert.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -12,6 +13,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -353,6 +356,34 @@ static void test_purged_then_killed(void **state)
 	}
 }
 
+/* ---- a lock that outlives its holder ---- */
+
+static void has_its_disk(void *wanted)
+{
+	assert((f.cache->disk != NULL) == *(bool *)wanted);
+}
+
+/* As the kernel does with the files of an io_uring, for as long as it likes. */
+static void test_lock_of_the_dead(void **state)
+{
+	int fd, status;
+	pid_t pid;
+
+	(void)state;
+	format();
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	pid = fork();
+	if (!pid)
+		_exit(flock(fd, LOCK_EX | LOCK_NB) <
+			0); /* the lock is the file's, which stays open */
+	assert(waitpid(pid, &status, 0) == pid && !status);
+	live(has_its_disk, &(bool){true});
+	assert(flock(fd, LOCK_UN) == 0 && flock(fd, LOCK_EX | LOCK_NB) == 0);
+	live(has_its_disk, &(bool){false}); /* this one lives */
+	close(fd);
+	drop_all();
+}
+
 static int setup(void **state)
 {
 	lives_setup(state);
@@ -378,6 +409,7 @@ int main(void)
 		cmocka_unit_test(test_drained_then_cold),
 		cmocka_unit_test(test_killed_then_cold),
 		cmocka_unit_test(test_purged_then_killed),
+		cmocka_unit_test(test_lock_of_the_dead),
 	};
 	return cmocka_run_group_tests(tests, setup, teardown);
 }
