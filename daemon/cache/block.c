@@ -542,16 +542,16 @@ static void release_places(struct block *b, uint8_t planes, bool erase)
 	}
 }
 
-void block_forget(struct block *b, uint8_t planes)
+void block_forget(struct block *b, uint8_t planes, bool erase)
 {
-	release_places(b, planes, false);
+	release_places(b, planes, erase);
 }
 
 void block_regain(struct block *b, uint8_t held)
 {
 	const uint8_t more = held & (uint8_t)~b->held;
 
-	block_forget(b, (uint8_t) ~(held | b->held));
+	block_forget(b, (uint8_t) ~(held | b->held), true);
 	if (!more || b->hidden)
 		return;
 	b->held |= more;

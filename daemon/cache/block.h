@@ -109,8 +109,8 @@ void block_unmap(struct block *b, uint8_t planes);
 int block_map(struct block *b, uint32_t plane);
 /* It lies there as well now; nowhere: not any more. The disk is not told. */
 void block_place(struct block *b, uint32_t plane, struct disk_place at);
-/* These are not needed below any more. */
-void block_forget(struct block *b, uint8_t planes);
+/* These are not needed below any more. erase: no restart finds them again. */
+void block_forget(struct block *b, uint8_t planes, bool erase);
 /* Below were found more planes of it, so that these are held; what lies below and is not among them is forgotten. */
 void block_regain(struct block *b, uint8_t held);
 /* Readers see these planes, but for what is hidden. */

@@ -223,9 +223,13 @@ static uint8_t unbroken(const struct block *b)
 	return best;
 }
 
-static void discard(struct block *b)
+/*
+ * Erased, or what is left of a purge that was cut short would come back when its parent is put again. But if the index was too
+ * small for some, a larger one may have them the next time.
+ */
+static void discard(const struct recovery *r, struct block *b)
 {
-	block_forget(b, UINT8_MAX);
+	block_forget(b, UINT8_MAX, !r->full);
 	free(b);
 }
 
@@ -252,7 +256,7 @@ static bool enter(struct recovery *r, struct candidate *c)
 		r->orphans++;
 		return false;
 	}
-	block_forget(b, (uint8_t)~b->held);
+	block_forget(b, (uint8_t)~b->held, true);
 	if (block_enter_below(b, parent) < 0) {
 		r->full++;
 		return false;
@@ -286,7 +290,7 @@ static void enter_all(struct recovery *r)
 		qsort(r->candidate, r->n, sizeof(*r->candidate), by_depth);
 	for (size_t i = 0; i < r->n; i++)
 		if (!enter(r, &r->candidate[i]))
-			discard(r->candidate[i].block);
+			discard(r, r->candidate[i].block);
 }
 
 int mover_recover(struct cache *c)

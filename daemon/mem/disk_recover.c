@@ -16,7 +16,7 @@
 #include "daemon/mem/disk_device.h"
 
 #define SCANS      64u /* of a device, at a time */
-#define TAIL_PAGES 8u  /* a summary that fits needs no second read */
+#define TAIL_PAGES 16u /* a summary that fits needs no second read: of up to some 330 planes */
 #define WALK_PAGES 8u
 
 struct recovery {
