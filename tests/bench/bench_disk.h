@@ -47,6 +47,7 @@ void fio_mixed(const struct place *p, const char *file, uint64_t bytes, unsigned
 struct rig_options {
 	uint64_t host_bytes, disk_bytes, segment_bytes;
 	unsigned drain_seconds;
+	bool admit_all;
 };
 struct rig {
 	struct daemon_process d;

@@ -36,9 +36,10 @@ void rig_start(struct rig *r, const struct place *p, const struct rig_options *o
 	*r = (struct rig){.l = NULL};
 	snprintf(r->config, sizeof(r->config),
 		"[memory]\nhost_bytes = %llu\nsegment_bytes = %llu\nindex_slots = 262144\n"
-		"[disk]\npaths = %s/planes\nsize = %llu\ndrain_seconds = %u\n",
+		"[disk]\npaths = %s/planes\nsize = %llu\ndrain_seconds = %u\nadmit = %s\n",
 		(unsigned long long)o->host_bytes, (unsigned long long)o->segment_bytes, p->dir,
-		(unsigned long long)o->disk_bytes, o->drain_seconds);
+		(unsigned long long)o->disk_bytes, o->drain_seconds,
+		o->admit_all ? "all" : "worth");
 	start(r);
 }
 
