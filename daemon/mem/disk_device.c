@@ -85,7 +85,8 @@ static int locked(long pid, char *why, size_t size)
 /* One that goes with its process, whatever the kernel still has open. */
 static int lock_process(int fd, char *why, size_t size)
 {
-	struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+	const bool reads = (fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDONLY; /* kvgatectl disk check */
+	struct flock l = {.l_type = reads ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET};
 
 	if (fcntl(fd, F_SETLK, &l) == 0)
 		return 0;
