@@ -407,7 +407,6 @@ int block_adopt(struct cache_tenant *t, struct cache_layout *l, const struct blo
 struct block *block_of_record(
 	struct cache_tenant *t, struct cache_layout *l, const struct disk_record *r)
 {
-	const uint64_t page = 1ull << l->page_shift;
 	struct block *b = block_new(t, l, &r->key, r->n_planes);
 
 	if (!b)
@@ -417,7 +416,7 @@ struct block *block_of_record(
 	for (uint32_t p = 0; p < r->n_planes; p++)
 		if (r->plane_bytes[p])
 			add_plane(b, p, r->plane_bytes[p], r->plane_pairs[p],
-				(r->plane_bytes[p] + page - 1) & ~(page - 1), 0);
+				layout_page_bytes(l, r->plane_bytes[p]), 0);
 	return b;
 }
 
@@ -525,7 +524,7 @@ void block_touch(struct block *b)
 		policy_touch(b->tenant->policy, &b->node);
 }
 
-static void release_places(struct block *b, uint8_t planes, bool erase)
+void block_forget(struct block *b, uint8_t planes, bool erase)
 {
 	struct disk *d = b->tenant->cache->disk;
 
@@ -540,11 +539,6 @@ static void release_places(struct block *b, uint8_t planes, bool erase)
 		else if (d)
 			disk_forget(d, at);
 	}
-}
-
-void block_forget(struct block *b, uint8_t planes, bool erase)
-{
-	release_places(b, planes, erase);
 }
 
 void block_regain(struct block *b, uint8_t held)
@@ -567,17 +561,14 @@ static void release_planes(struct block *b, uint8_t planes, bool erase)
 	count_held(b, planes & b->held, -1);
 	release_pages(b, planes & b->mapped);
 	b->held &= (uint8_t)~planes;
-	release_places(b, planes, erase);
+	block_forget(b, planes, erase);
 }
 
 void block_drop_planes(struct block *b, uint8_t planes, bool erase)
 {
-	const bool was_mapped = b->mapped;
-
 	assert(!(planes & ~b->held) && !(planes & 1));
 	index_drop_planes(b->tenant->index, b->handle.slot, planes);
 	release_planes(b, planes, erase);
-	assert(!was_mapped || b->mapped);
 }
 
 void block_hide(struct block *b, uint8_t planes)

@@ -253,7 +253,6 @@ struct cache_plane_info {
 	uint32_t pairs, segment, page;
 	uint64_t bytes;
 	uint8_t tier; /* the highest that has it */
-	bool clean;   /* a lower one has it, too */
 	double value;
 	bool verified;
 };

@@ -51,7 +51,7 @@ void evict_batch_init(struct evict_batch *e, struct cache_tenant *t, enum evict_
 	e->tenant = t;
 	e->reason = reason;
 	e->n = 0;
-	e->freed = 0;
+	e->freed = e->planned = e->planned_blocks = 0;
 	e->result = (struct cache_purge_result){0};
 }
 
@@ -87,6 +87,8 @@ bool evict_batch_add(struct evict_batch *e, struct block *b, struct planes after
 			known->block = NULL;
 		b->batch = ++e->n;
 	}
+	e->planned += block_pages(b, before.mapped & (uint8_t)~after.mapped);
+	e->planned_blocks += !after.held;
 	block_show(b, after.held, after.mapped);
 	if (after.mapped)
 		policy_shrink(policy, &b->node, plane_count(after.mapped));
@@ -150,7 +152,7 @@ static void carry_out(struct evict_batch *e, struct victim *v)
 		block_free(b, erase);
 		return;
 	}
-	for (uint32_t p = 0; p < b->n_planes; p++)
+	for (uint32_t p = 0; sunk && p < b->n_planes; p++)
 		counter_add(b->layout->counters, COUNTER_DEMOTED, p, sunk >> p & 1);
 	if (gone)
 		block_drop_planes(b, gone, erase);
@@ -212,6 +214,7 @@ void evict_batch_settle(struct evict_batch *e)
 		if (e->victim[i].block && !e->victim[i].stays)
 			carry_out(e, &e->victim[i]);
 	e->n = 0;
+	e->planned = e->planned_blocks = 0;
 }
 
 /* ---- rounds ---- */
@@ -392,28 +395,14 @@ static bool wants_more(const struct round *r, uint64_t bytes, uint64_t slots)
 			(r->writing && r->sinking < r->ahead));
 }
 
-/* What the batch will free if nobody has it pinned. */
-static void planned(const struct round *r, uint64_t *bytes, uint64_t *slots)
-{
-	for (unsigned i = 0; i < r->batch.n; i++) {
-		const struct victim *v = &r->batch.victim[i];
-
-		if (!v->block)
-			continue;
-		*bytes += block_pages(v->block, v->before.mapped & (uint8_t)~v->after.mapped);
-		*slots += !v->after.held;
-	}
-}
-
 static void gather(struct round *r)
 {
-	uint64_t bytes, slots;
+	const struct evict_batch *e = &r->batch;
+	uint64_t blocks;
 
-	do {
-		bytes = r->batch.freed;
-		slots = r->batch.result.blocks;
-		planned(r, &bytes, &slots);
-	} while (wants_more(r, bytes, slots) && take_one(r, slots < r->slots));
+	do
+		blocks = e->result.blocks + e->planned_blocks;
+	while (wants_more(r, e->freed + e->planned, blocks) && take_one(r, blocks < r->slots));
 }
 
 enum evicted evict_round(struct cache_tenant *t, uint64_t bytes, uint64_t slots)

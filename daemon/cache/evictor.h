@@ -36,6 +36,8 @@ struct evict_batch {
 	struct victim victim[PIN_SET_MAX];
 	struct cache_purge_result result; /* sums of what went, and what was pinned */
 	uint64_t freed;                   /* page bytes, of memory */
+	uint64_t planned,
+		planned_blocks; /* the same of those in the batch, if nobody has them pinned */
 };
 void evict_batch_init(struct evict_batch *e, struct cache_tenant *t, enum evict_reason reason);
 /*

@@ -56,6 +56,13 @@ static inline uint32_t layout_planes(const struct cache_layout *l)
 {
 	return l->identity.n_edges + 1;
 }
+/* Of a payload, in memory: whole pages. */
+static inline uint64_t layout_page_bytes(const struct cache_layout *l, uint64_t payload)
+{
+	const uint64_t page = 1ull << l->page_shift;
+
+	return (payload + page - 1) & ~(page - 1);
+}
 /* Names it in the tier below, where ids of other daemons mean nothing. What lies there says the whole fingerprint. */
 static inline uint32_t layout_note(const struct cache_layout *l)
 {

@@ -63,7 +63,7 @@ void mover_lose(struct block *b, uint32_t plane, bool damaged);
 void mover_settle(struct cache *c);
 void mover_lift(struct cache *c);
 void mover_lifts_fini(struct cache *c);
-int mover_drain_next(struct cache *c);
+void mover_drain_next(struct cache *c);
 
 /* recover.c: blocks of which the tier below knows; after adoption, before anybody is served. -ENOMEM. */
 int mover_recover(struct cache *c);

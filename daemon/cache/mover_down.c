@@ -319,13 +319,13 @@ static int drain_block(struct block *b)
 	return r;
 }
 
-int mover_drain_next(struct cache *c)
+void mover_drain_next(struct cache *c)
 {
 	struct drain *d = c->mover.drain;
 	int r = 0;
 
 	if (d->syncing || !c->disk)
-		return 0;
+		return;
 	while (d->at < d->n && r == 0 && loop_now_ns() < d->deadline_ns) {
 		struct block *b = block_get(d->item[d->at].tenant, d->item[d->at].handle);
 
@@ -334,7 +334,6 @@ int mover_drain_next(struct cache *c)
 	}
 	if (r != -EAGAIN)
 		drain_sync(d);
-	return r;
 }
 
 static void on_deadline(void *userdata)

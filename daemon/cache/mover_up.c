@@ -283,8 +283,7 @@ static int take_pages(struct block *b, uint32_t plane, struct extent *ret)
 {
 	struct cache_tenant *t = b->tenant;
 	struct cache *c = t->cache;
-	const uint64_t page = 1ull << b->layout->page_shift;
-	const uint64_t size = (b->plane[plane].bytes + page - 1) & ~(page - 1);
+	const uint64_t size = layout_page_bytes(b->layout, b->plane[plane].bytes);
 
 	for (unsigned i = 0; i < ROUNDS_EACH; i++) {
 		const uint64_t wanted = t->used + t->reserved + t->lifting + size;

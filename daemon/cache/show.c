@@ -20,7 +20,6 @@ static void describe_planes(const struct block *b, struct cache_block_info *ret)
 			to->segment = mapped ? from->extent.segment : from->place.segment;
 			to->page = mapped ? from->extent.page : from->place.item;
 			to->tier = mapped ? from->extent.tier : KVG_TIER_DISK;
-			to->clean = mapped && disk_there(from->place);
 			to->value = policy_value(b->tenant->policy, &b->node, i);
 			ret->value = to->value;
 		}

@@ -15,8 +15,10 @@
 
 struct ref {
 	struct disk_segment *segment;
-	uint32_t item;
 	uint64_t order;
+	uint32_t item;
+	uint32_t hash;   /* of the plane that this is a record of */
+	uint32_t bucket; /* of it; set by settle() */
 	bool dead, good; /* good: it was read */
 };
 
@@ -66,6 +68,8 @@ static void collect(struct disk_segment *s, void *userdata)
 			.item = i,
 			.order = fmt_order(&s->found[i]),
 			.dead = s->found[i].flags & FMT_DEAD,
+			.hash = crc32c(
+				s->found[i].plane, &s->found[i].key, sizeof(s->found[i].key)),
 		};
 }
 
@@ -74,7 +78,7 @@ static int refs_make(struct disk *d, const struct disk_tenant *t, struct refs *r
 	struct refs l = {.buckets = 16};
 
 	each_segment(d, t, count, &l);
-	if (l.n >= UINT32_MAX)
+	if (l.n >= UINT32_MAX / 4) /* buckets have 32-bit numbers */
 		return -ENOMEM;
 	while (l.buckets < 2 * l.n)
 		l.buckets *= 2;
@@ -98,18 +102,21 @@ static void refs_free(struct refs *l)
 	free(l->bucket);
 }
 
-/* The bucket of the plane that this is a record of. */
-static uint32_t *bucket_of(struct refs *l, const struct fmt_record *r)
+/* The bucket of the plane that this is a record of. Records are looked at only where hashes agree: they are in no cache. */
+static uint32_t bucket_of(const struct refs *l, const struct ref *ref)
 {
-	size_t at = crc32c(r->plane, &r->key, sizeof(r->key)) & (l->buckets - 1);
+	const struct fmt_record *r = record_of(ref);
+	size_t at = ref->hash & (l->buckets - 1);
 
 	for (; l->bucket[at]; at = (at + 1) & (l->buckets - 1)) {
-		const struct fmt_record *other = record_of(&l->ref[l->bucket[at] - 1]);
+		const struct ref *taken = &l->ref[l->bucket[at] - 1];
+		const struct fmt_record *other = record_of(taken);
 
-		if (other->plane == r->plane && !memcmp(&other->key, &r->key, sizeof(r->key)))
+		if (taken->hash == ref->hash && other->plane == r->plane &&
+			!memcmp(&other->key, &r->key, sizeof(r->key)))
 			break;
 	}
-	return &l->bucket[at];
+	return (uint32_t)at;
 }
 
 static bool plane_good(const struct ref *at)
@@ -130,8 +137,10 @@ static bool plane_good(const struct ref *at)
 static void settle(struct refs *l, size_t n)
 {
 	struct ref *r = &l->ref[n], *first;
-	uint32_t *bucket = bucket_of(l, record_of(r));
+	uint32_t *bucket;
 
+	r->bucket = bucket_of(l, r);
+	bucket = &l->bucket[r->bucket];
 	if (!*bucket) {
 		*bucket = (uint32_t)n + 1;
 		return;
@@ -234,7 +243,7 @@ static int tell_tenant(struct disk *d, struct disk_tenant *t, const struct disk_
 
 		if (!counts(at))
 			continue;
-		if (*bucket_of(&l, record_of(at)) != i + 1)
+		if (l.bucket[at->bucket] != i + 1)
 			edit_void(at->segment, at->item,
 				NULL); /* or it would be found when the better one is gone */
 		else if (!at->dead)
