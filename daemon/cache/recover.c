@@ -30,6 +30,7 @@ struct recovery {
 	struct block **here; /* [n_here]: blocks in the index that got planes */
 	size_t n_here, here_room;
 	struct cache_layout *layout; /* of the last record */
+	struct block *block; /* the same: planes of a block mostly come one after the other */
 	uint64_t recovered, unknown, orphans, full, missing;
 };
 
@@ -180,24 +181,34 @@ static struct block *candidate_for(
 	return b;
 }
 
+static struct block *find_block(
+	struct recovery *r, struct cache_layout *l, const struct disk_record *record)
+{
+	struct cache_tenant *t = l->tenant;
+	uint32_t slot;
+
+	if (r->block && r->block->layout == l &&
+		!memcmp(&r->block->key, &record->key, sizeof(record->key)))
+		return r->block;
+	slot = index_find(t->index, l->id, &record->key);
+	return r->block = slot != KVG_SLOT_NONE ? t->by_slot[slot] : candidate_for(r, l, record);
+}
+
 static void *on_plane(
 	void *userdata, void *owner, const struct disk_record *record, struct disk_place place)
 {
 	struct recovery *r = userdata;
-	struct cache_tenant *t = owner;
-	struct cache_layout *l = layout_named(r, t, record->note);
+	struct cache_layout *l = layout_named(r, owner, record->note);
 	struct block *b;
-	uint32_t slot;
 
 	if (!l || !possible(l, record)) {
 		r->unknown++;
 		return NULL;
 	}
-	slot = index_find(t->index, l->id, &record->key);
-	b = slot != KVG_SLOT_NONE ? t->by_slot[slot] : candidate_for(r, l, record);
+	b = find_block(r, l, record);
 	if (!b || !fits(b, record) || disk_there(b->plane[record->plane].place))
 		return NULL;
-	if (slot != KVG_SLOT_NONE && !remember_here(r, b))
+	if (b->handle.gen && !remember_here(r, b)) /* it is in the index */
 		return NULL;
 	if (!(b->mapped >> record->plane & 1))
 		set_mass(b, record->plane, record->mass);

@@ -79,19 +79,26 @@ static const struct fmt_page *read_page(const struct scan *s, uint32_t page)
 	return (const struct fmt_page *)(s->buffer + (size_t)(page - s->page) * DISK_PAGE);
 }
 
+static int room_for(struct scan *s, uint32_t n)
+{
+	void *to;
+
+	if (n <= s->found_size)
+		return 0;
+	to = realloc(s->found, n * sizeof(*s->found));
+	if (!to)
+		return -ENOMEM;
+	s->found = to;
+	s->found_size = n;
+	return 0;
+}
+
 static int take_records(struct scan *s, const struct fmt_page *p)
 {
 	uint32_t n = s->n_found + p->n_records;
 
-	if (n > s->found_size) {
-		uint32_t size = n + n / 2;
-		void *to = realloc(s->found, size * sizeof(*s->found));
-
-		if (!to)
-			return -ENOMEM;
-		s->found = to;
-		s->found_size = size;
-	}
+	if (n > s->found_size && room_for(s, n + n / 2) < 0)
+		return -ENOMEM;
 	memcpy(s->found + s->n_found, p->record, p->n_records * sizeof(p->record[0]));
 	s->n_found = n;
 	return 0;
@@ -263,10 +270,12 @@ static void to_header(struct scan *s)
 static void summary_take(struct scan *s)
 {
 	const struct fmt_where w = where(s);
+	/* all its pages have been read: no more than they can hold */
+	const int none = room_for(s, s->is.summary_pages * FMT_PER_PAGE);
 
 	for (uint32_t i = 0; i < s->is.summary_pages; i++) {
 		const struct fmt_page *p = read_page(s, s->is.summary + i);
-		int r = fmt_page_check(p, &w, s->is.summary + i, i, true);
+		int r = none ? none : fmt_page_check(p, &w, s->is.summary + i, i, true);
 
 		if (r == 0)
 			r = take_records(s, p);
