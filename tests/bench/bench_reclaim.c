@@ -23,7 +23,7 @@
 #include "tests/bench/figure.h"
 #include "tests/lib/harness.h"
 
-#define STAGED       (1ull << 30)
+#define STAGED       (1ull << 30) /* 256 stages of 4 MiB */
 #define PINS         10000
 #define BLOCKS       100             /* that are pinned: */
 #define KEPT         50              /* in every round, */
@@ -67,18 +67,6 @@ static void wait_memory(uint64_t before)
 	}
 }
 
-/* 4 MiB of KV a block, so that 1 GiB is 256 stages. */
-static const struct test_model big = {
-	.name = "reclaim",
-	.layers = 32,
-	.heads = 8,
-	.k_dim = 64,
-	.v_dim = 64,
-	.dtype = KVG_DTYPE_BF16,
-	.tokens = 64,
-	.n_planes = 4,
-};
-
 struct task {
 	const struct daemon_process *d;
 	const struct kvg_key *keys;
@@ -89,7 +77,8 @@ static int hold(void *arg)
 {
 	const struct task *t = arg;
 	struct kvg_client *c = client_open(t->d);
-	struct kvg_layout *l = model_register(c, &big), *small = model_register(c, &model_small);
+	struct kvg_layout *l = model_register(c, &model_wide),
+			  *small = model_register(c, &model_small);
 	struct kvg_acquired acquired[BLOCKS];
 	struct kvg_stage s[64];
 	uint64_t staged = 0;

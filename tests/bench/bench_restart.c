@@ -23,17 +23,6 @@
 #define ROUNDS    7
 #define LATEST_MS 60000
 
-static const struct test_model big = {
-	.name = "restart",
-	.layers = 32,
-	.heads = 8,
-	.k_dim = 64,
-	.v_dim = 64,
-	.dtype = KVG_DTYPE_BF16,
-	.tokens = 64,
-	.n_planes = 4,
-};
-
 struct result {
 	double median_ms, worst_ms;
 	unsigned long long wrong; /* blocks that were not there; a wrong byte ends the program */
@@ -59,9 +48,9 @@ static void fill(const struct daemon_process *d)
 		fprintf(stderr, "bench_restart: %s\n", kvg_last_error(NULL));
 		exit(1);
 	}
-	l = model_register(c, &big);
+	l = model_register(c, &model_wide);
 	for (unsigned i = 0; i < CHAINS; i++)
-		assert(chain_put(c, l, &big, seed_of(i), BLOCKS, key[i]) == KVG_CODE_OK);
+		assert(chain_put(c, l, &model_wide, seed_of(i), BLOCKS, key[i]) == KVG_CODE_OK);
 }
 
 static unsigned long long compare_all(void)
@@ -75,7 +64,7 @@ static unsigned long long compare_all(void)
 		assert(n >= 0);
 		missing += BLOCKS - (unsigned long long)n;
 		for (ssize_t b = 0; b < n; b++)
-			content_compare(&big, seed_of(i) + (uint64_t)b, l, &pins[b]);
+			content_compare(&model_wide, seed_of(i) + (uint64_t)b, l, &pins[b]);
 		kvg_unpin(c, pins, (size_t)n);
 	}
 	return missing;
@@ -140,7 +129,7 @@ static double first_hit(const struct daemon_process *d, unsigned round)
 	}
 	assert(kvg_lookup_pin(l, k, 1.f, &pin) == 0);
 	took = (figure_now_us() - began) * 1e-3;
-	content_compare(&big, seed_of(round % CHAINS) + round, l, &pin);
+	content_compare(&model_wide, seed_of(round % CHAINS) + round, l, &pin);
 	kvg_unpin(c, &pin, 1);
 	kvg_release(c, &got.handle, 1);
 	if (!d->pid)

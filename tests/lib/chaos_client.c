@@ -14,18 +14,6 @@
 #include <string.h>
 #include <unistd.h>
 
-/* 128 KiB of KV a block: all chains are three times what the memory holds. */
-static const struct test_model model = {
-	.name = "chaos",
-	.layers = 8,
-	.heads = 4,
-	.k_dim = 16,
-	.v_dim = 16,
-	.dtype = KVG_DTYPE_BF16,
-	.tokens = 64,
-	.n_planes = 5,
-};
-
 struct self {
 	struct chaos_role *role;
 	struct chaos_shared *shared;
@@ -61,7 +49,7 @@ static void come_back(struct self *s)
 	o.resume_ms = 20000;
 	for (unsigned i = 0; i < 24000; i++) {
 		if (kvg_open(&o, &s->c) == 0) {
-			if (model_try(s->c, &model, &s->l) == 0)
+			if (model_try(s->c, &model_deep, &s->l) == 0)
 				return;
 			kvg_close(s->c);
 		}
@@ -96,12 +84,12 @@ static void compare(struct self *s, uint64_t seed, const struct kvg_pin *pin)
 		on_error(s, n); /* a segment that is not mapped here yet, and nobody who has it */
 		return;
 	}
-	content_compare(&model, seed, s->l, pin);
+	content_compare(&model_deep, seed, s->l, pin);
 	assert(kvg_verify(s->l, pin) == 0);
 	atomic_fetch_add(&s->shared->blocks, 1);
 	for (int i = 0; i < n; i++)
-		atomic_fetch_add(
-			&s->shared->bytes, plane[i].pairs * (model.k_dim + model.v_dim) * 2);
+		atomic_fetch_add(&s->shared->bytes,
+			plane[i].pairs * (model_deep.k_dim + model_deep.v_dim) * 2);
 }
 
 static void let_go(struct self *s)
@@ -220,7 +208,7 @@ static void put(struct self *s, unsigned chain)
 		ssize_t r = kvg_stage(s->l, KVG_INPUT_SCORES, 1, &stage);
 
 		if (r == 1) {
-			content_fill(&model, seed_of(chain) + b, &stage);
+			content_fill(&model_deep, seed_of(chain) + b, &stage);
 			r = kvg_commit(s->c, &item, 1, &result);
 		}
 		if (r < 0) {
@@ -339,7 +327,7 @@ int chaos_client(void *arg)
 	signal(SIGABRT, SIG_DFL);
 	come_back(s);
 	for (unsigned i = 0; i < CHAOS_CHAINS; i++)
-		chain_keys(s->l, &model, seed_of(i), CHAOS_BLOCKS, s->key[i]);
+		chain_keys(s->l, &model_deep, seed_of(i), CHAOS_BLOCKS, s->key[i]);
 	for (unsigned i = 0; i < CHAOS_OWN; i++)
 		if (atomic_load(&s->shared->chain[s->role->number * CHAOS_OWN + i].purging))
 			purge(s, s->role->number * CHAOS_OWN + i);

@@ -19,6 +19,28 @@ const struct test_model model_small = {
 	.n_planes = 4,
 };
 
+const struct test_model model_deep = {
+	.name = "deep",
+	.layers = 8,
+	.heads = 4,
+	.k_dim = 16,
+	.v_dim = 16,
+	.dtype = KVG_DTYPE_BF16,
+	.tokens = 64,
+	.n_planes = 5,
+};
+
+const struct test_model model_wide = {
+	.name = "wide",
+	.layers = 32,
+	.heads = 8,
+	.k_dim = 64,
+	.v_dim = 64,
+	.dtype = KVG_DTYPE_BF16,
+	.tokens = 64,
+	.n_planes = 4,
+};
+
 static uint64_t mix(uint64_t x)
 {
 	x ^= x >> 30;

@@ -58,6 +58,10 @@ struct test_model {
 	uint32_t layers, heads, k_dim, v_dim, dtype, tokens, n_planes;
 };
 extern const struct test_model model_small; /* 4 layers, 2 heads, d 16, bf16, 32 tokens, 4 planes */
+extern const struct test_model
+	model_deep; /* 128 KiB of KV a block: 8 layers, 4 heads, d 16, bf16, 64 tokens, 5 planes */
+extern const struct test_model
+	model_wide; /* 4 MiB of KV a block: 32 layers, 8 heads, d 64, bf16, 64 tokens, 4 planes */
 int model_try(struct kvg_client *c, const struct test_model *m, struct kvg_layout **ret);
 struct kvg_layout *model_register(struct kvg_client *c, const struct test_model *m);
 

@@ -21,21 +21,9 @@
 
 #include "tests/lib/harness.h"
 
-#define CHAINS  40
+#define CHAINS  40 /* of 8 blocks of 128 KiB: 40 MiB and more, in 16 MiB */
 #define BLOCKS  8
 #define READERS 6
-
-/* 128 KiB of KV a block; 40 x 8 of them are 40 MiB and more, in 16 MiB. */
-static const struct test_model model = {
-	.name = "deep",
-	.layers = 8,
-	.heads = 4,
-	.k_dim = 16,
-	.v_dim = 16,
-	.dtype = KVG_DTYPE_BF16,
-	.tokens = 64,
-	.n_planes = 5,
-};
 
 static struct daemon_process d;
 static char config[700];
@@ -57,7 +45,7 @@ static void start_with(const char *const *flags)
 	o.socket = d.socket;
 	o.resume_ms = flags ? 20000 : 0;
 	assert_int_equal(kvg_open(&o, &c), 0);
-	l = model_register(c, &model);
+	l = model_register(c, &model_deep);
 }
 
 static void start_again(void)
@@ -82,7 +70,8 @@ static int setup_with(const char *const *flags)
 		d.dir);
 	start_with(flags);
 	for (unsigned i = 0; i < CHAINS; i++)
-		assert_int_equal(chain_put(c, l, &model, seed_of(i), BLOCKS, keys), KVG_CODE_OK);
+		assert_int_equal(
+			chain_put(c, l, &model_deep, seed_of(i), BLOCKS, keys), KVG_CODE_OK);
 	assert_true(client_counter(c, "kvgate_demoted_planes_total") > 0);
 	assert_true(client_counter(c, "kvgate_evicted_blocks_total") == 0);
 	return 0;
@@ -119,18 +108,18 @@ static bool is_whole(const struct kvg_pin *p)
 /* Fetches a chain and compares all of it. Blocks that are there. */
 static size_t read_chain(struct kvg_client *client, struct kvg_layout *layout, unsigned chain)
 {
-	const uint64_t all = (uint64_t)model.layers * model.heads * model.tokens;
+	const uint64_t all = (uint64_t)model_deep.layers * model_deep.heads * model_deep.tokens;
 	struct kvg_key keys[BLOCKS];
 	struct kvg_pin pins[BLOCKS];
 	ssize_t n;
 
-	chain_keys(layout, &model, seed_of(chain), BLOCKS, keys);
+	chain_keys(layout, &model_deep, seed_of(chain), BLOCKS, keys);
 	n = kvg_prefix_fetch(layout, keys, BLOCKS, 1.f, 1.f, pins);
 	assert(n >= 0);
 	for (ssize_t b = 0; b < n; b++) {
 		assert(is_whole(&pins[b]));
-		assert(content_compare(&model, seed_of(chain) + (uint64_t)b, layout, &pins[b]) ==
-			all);
+		assert(content_compare(
+			       &model_deep, seed_of(chain) + (uint64_t)b, layout, &pins[b]) == all);
 		assert(kvg_verify(layout, &pins[b]) == 0);
 	}
 	kvg_unpin(client, pins, (size_t)n);
@@ -144,7 +133,7 @@ static unsigned cold_chain(struct kvg_key *ret_keys)
 		struct kvg_pin pin;
 		int r;
 
-		chain_keys(l, &model, seed_of(i), BLOCKS, ret_keys);
+		chain_keys(l, &model_deep, seed_of(i), BLOCKS, ret_keys);
 		r = kvg_lookup_pin(l, ret_keys, 1.f, &pin);
 		if (r == -ENODATA)
 			return i;
@@ -161,7 +150,7 @@ static bool is_below(unsigned chain)
 	struct kvg_key keys[BLOCKS];
 	bool below = true;
 
-	chain_keys(l, &model, seed_of(chain), BLOCKS, keys);
+	chain_keys(l, &model_deep, seed_of(chain), BLOCKS, keys);
 	for (unsigned b = 0; b < BLOCKS; b++) {
 		struct kvg_pin pin;
 		const int r = kvg_lookup_pin(l, &keys[b], 0.f, &pin);
@@ -209,7 +198,7 @@ static void test_acquire(void **state)
 
 		assert_int_equal(got[b].mapped, got[b].held);
 		assert_int_equal(kvg_lookup_pin(l, &keys[b], 1.f, &pin), 0);
-		content_compare(&model, seed_of(chain) + b, l, &pin);
+		content_compare(&model_deep, seed_of(chain) + b, l, &pin);
 		kvg_unpin(c, &pin, 1);
 		handles[b] = got[b].handle;
 	}
@@ -231,7 +220,7 @@ static void test_best_planes_only(void **state)
 	assert_true(pins[0].retention >= .05f && !is_whole(&pins[0]));
 	assert_int_equal(
 		pins[0].mapped & (pins[0].mapped + 1), 0); /* from the best on, without a gap */
-	content_compare(&model, seed_of(chain), l, &pins[0]);
+	content_compare(&model_deep, seed_of(chain), l, &pins[0]);
 	kvg_unpin(c, pins, 1);
 }
 
@@ -311,7 +300,7 @@ static void test_below_retention(void **state)
 	assert_int_equal(kvg_prefix_fetch(l, keys, 1, 1.f, 1.f, &pin), 0);
 	assert_int_equal(kvg_prefix_fetch(l, keys, 1, 0.f, 1.f, &pin), 1);
 	assert_int_equal(pin.mapped, 1);
-	content_compare(&model, seed_of(chain), l, &pin);
+	content_compare(&model_deep, seed_of(chain), l, &pin);
 	kvg_unpin(c, &pin, 1);
 }
 
@@ -327,7 +316,7 @@ static void test_no_room(void **state)
 	for (unsigned i = 0; i < CHAINS; i++) {
 		ssize_t r;
 
-		chain_keys(l, &model, seed_of(i), BLOCKS, keys);
+		chain_keys(l, &model_deep, seed_of(i), BLOCKS, keys);
 		r = kvg_prefix_fetch(l, keys, BLOCKS, 1.f, 1.f, pins + n);
 		n += r > 0 ? (size_t)r : 0;
 		if (r < BLOCKS)
@@ -345,7 +334,7 @@ static void test_no_room(void **state)
 static int read_child(void *arg)
 {
 	struct kvg_client *mine = client_open(&d);
-	struct kvg_layout *layout = model_register(mine, &model);
+	struct kvg_layout *layout = model_register(mine, &model_deep);
 	unsigned seed = *(unsigned *)arg;
 
 	for (int i = 0; i < 60; i++) {
@@ -377,14 +366,14 @@ static void test_many_readers(void **state)
 static int greedy_child(void *arg)
 {
 	struct kvg_client *mine = client_open(&d);
-	struct kvg_layout *layout = model_register(mine, &model);
+	struct kvg_layout *layout = model_register(mine, &model_deep);
 
 	for (unsigned i = 0;; i++) {
 		struct kvg_acquired got[BLOCKS];
 		struct kvg_key keys[BLOCKS];
 		bool wait = i % 2;
 
-		chain_keys(layout, &model, seed_of(i % CHAINS), BLOCKS, keys);
+		chain_keys(layout, &model_deep, seed_of(i % CHAINS), BLOCKS, keys);
 		if (wait)
 			kvg_acquire(layout, keys, BLOCKS, 1.f, 0, got);
 		else
@@ -502,7 +491,7 @@ static void test_purged_for_good(void **state)
 	assert_int_equal(daemon_stop(&d), 0);
 	start_again();
 	for (unsigned i = 0; i < CHAINS; i++) {
-		chain_keys(l, &model, seed_of(i), BLOCKS, one);
+		chain_keys(l, &model_deep, seed_of(i), BLOCKS, one);
 		assert_int_equal(kvg_prefix_lookup(l, one, 1), 0);
 	}
 }

@@ -13,20 +13,8 @@
 
 #include "tests/lib/harness.h"
 
-#define CHAINS 40
+#define CHAINS 40 /* of 8 blocks of 128 KiB: 40 MiB and more, in 16 MiB */
 #define BLOCKS 8
-
-/* 128 KiB of KV a block; 40 x 8 of them are 40 MiB and more, in 16 MiB. */
-static const struct test_model model = {
-	.name = "pressed",
-	.layers = 8,
-	.heads = 4,
-	.k_dim = 16,
-	.v_dim = 16,
-	.dtype = KVG_DTYPE_BF16,
-	.tokens = 64,
-	.n_planes = 5,
-};
 
 static void start(struct daemon_process *d, const char *floor)
 {
@@ -55,13 +43,13 @@ static void look(struct kvg_client *c, struct kvg_layout *l, struct seen *ret)
 		struct kvg_pin pins[BLOCKS];
 		size_t n;
 
-		chain_keys(l, &model, 1000u * (uint64_t)i, BLOCKS, keys);
+		chain_keys(l, &model_deep, 1000u * (uint64_t)i, BLOCKS, keys);
 		n = kvg_prefix_pin(l, keys, BLOCKS, 0.f, pins);
 		for (size_t b = 0; b < n; b++) {
 			uint64_t pairs =
-				content_compare(&model, 1000u * (uint64_t)i + b, l, &pins[b]);
-			float share =
-				(float)pairs / (float)(model.layers * model.heads * model.tokens);
+				content_compare(&model_deep, 1000u * (uint64_t)i + b, l, &pins[b]);
+			float share = (float)pairs /
+				(float)(model_deep.layers * model_deep.heads * model_deep.tokens);
 
 			assert_true(share > pins[b].retention - 1e-4f &&
 				share < pins[b].retention + 1e-4f);
@@ -82,8 +70,8 @@ static void put_all(struct kvg_client *c, struct kvg_layout *l)
 	struct kvg_key keys[BLOCKS];
 
 	for (int i = 0; i < CHAINS; i++)
-		assert_int_equal(
-			chain_put(c, l, &model, 1000u * (uint64_t)i, BLOCKS, keys), KVG_CODE_OK);
+		assert_int_equal(chain_put(c, l, &model_deep, 1000u * (uint64_t)i, BLOCKS, keys),
+			KVG_CODE_OK);
 }
 
 /* The same chains in the same memory; returns the blocks that are still found. */
@@ -97,7 +85,7 @@ static size_t press(const char *floor)
 
 	start(&d, floor);
 	c = client_open(&d);
-	l = model_register(c, &model);
+	l = model_register(c, &model_deep);
 	put_all(c, l);
 	look(c, l, &s);
 	assert_true(s.blocks > 0);
@@ -140,15 +128,15 @@ static void test_pinned_stays(void **state)
 	(void)state;
 	start(&d, "0.2");
 	c = client_open(&d);
-	l = model_register(c, &model);
-	assert_int_equal(chain_put(c, l, &model, 77777, BLOCKS, keys), KVG_CODE_OK);
+	l = model_register(c, &model_deep);
+	assert_int_equal(chain_put(c, l, &model_deep, 77777, BLOCKS, keys), KVG_CODE_OK);
 	assert_int_equal(kvg_prefix_pin(l, keys, BLOCKS, 1.f, pins), BLOCKS);
 	other = client_open(&d);
-	ol = model_register(other, &model);
+	ol = model_register(other, &model_deep);
 	put_all(other, ol);
 	for (size_t b = 0; b < BLOCKS; b++)
-		assert_int_equal(content_compare(&model, 77777 + b, l, &pins[b]),
-			model.layers * model.heads * model.tokens);
+		assert_int_equal(content_compare(&model_deep, 77777 + b, l, &pins[b]),
+			model_deep.layers * model_deep.heads * model_deep.tokens);
 	kvg_unpin(c, pins, BLOCKS);
 	kvg_close(other);
 	kvg_close(c);
@@ -170,13 +158,13 @@ static void test_minimum_retention(void **state)
 	(void)state;
 	start(&d, "1.0");
 	c = client_open(&d);
-	l = model_register(c, &model);
-	assert_int_equal(chain_put(c, l, &model, 1, 1, &key), KVG_CODE_OK);
+	l = model_register(c, &model_deep);
+	assert_int_equal(chain_put(c, l, &model_deep, 1, 1, &key), KVG_CODE_OK);
 	assert_int_equal(kvg_lookup_pin(l, &key, 1.f, &pin), 0);
 	kvg_unpin(c, &pin, 1);
 	o.keep_planes = 2;
 	assert_int_equal(kvg_purge(c, &o, &r), 0);
-	assert_int_equal(r.planes, model.n_planes - 2);
+	assert_int_equal(r.planes, model_deep.n_planes - 2);
 	assert_int_equal(kvg_lookup_pin(l, &key, 1.f, &pin), -ENODATA);
 	assert_int_equal(kvg_lookup_pin(l, &key, .1f, &pin), 0);
 	assert_true(pin.retention > .2f && pin.retention < .6f);

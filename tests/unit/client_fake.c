@@ -480,3 +480,25 @@ void fake_fini(struct fake *f)
 	unlink(f->socket);
 	rmdir(f->dir);
 }
+
+void fake_open(struct fake *f, struct kvg_client **ret, struct kvg_layout **ret_layout)
+{
+	struct kvg_options o = KVG_OPTIONS_INIT(kvg_options);
+	struct kvg_layout_options lo = KVG_OPTIONS_INIT(kvg_layout_options);
+	static const float edges[] = {0.5f, 0.25f};
+	static const uint8_t digest[32] = {1};
+
+	o.socket = f->socket;
+	assert(kvg_open(&o, ret) == 0);
+	lo.model = "m";
+	lo.layers = FAKE_LAYERS;
+	lo.heads = FAKE_HEADS;
+	lo.k_dim = FAKE_K_DIM;
+	lo.v_dim = FAKE_V_DIM;
+	lo.dtype = KVG_DTYPE_BF16;
+	lo.block_tokens = FAKE_TOKENS;
+	lo.gate_digest = digest;
+	lo.edges = edges;
+	lo.n_edges = 2;
+	assert(kvg_layout(*ret, &lo, ret_layout) == 0);
+}

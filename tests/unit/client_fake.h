@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "client/include/kvgate.h"
 #include "proto/key.h"
 #include "proto/kvgate.pb-c.h"
 #include "proto/plane.h"
@@ -60,6 +61,8 @@ struct fake {
 };
 
 void fake_init(struct fake *f);
+/* A client of it, and its layout. */
+void fake_open(struct fake *f, struct kvg_client **ret, struct kvg_layout **ret_layout);
 void fake_fini(struct fake *f);
 
 /* A sealed memfd of so many bytes, and its read-only description. */

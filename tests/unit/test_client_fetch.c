@@ -122,11 +122,6 @@ static bool answer(struct fake *f, const Kvgate__V1__Request *q, Kvgate__V1__Rep
 
 static int setup(void **state)
 {
-	struct kvg_options o = KVG_OPTIONS_INIT(kvg_options);
-	struct kvg_layout_options lo = KVG_OPTIONS_INIT(kvg_layout_options);
-	static const float edges[] = {0.5f, 0.25f};
-	static const uint8_t digest[32] = {1};
-
 	(void)state;
 	fds_before = fake_count_fds();
 	fake_init(&fake);
@@ -136,19 +131,7 @@ static int setup(void **state)
 	acquired = released = 0;
 	pipe_sent = false;
 	assert_int_equal(pipe2(pipe_fd, O_CLOEXEC | O_NONBLOCK), 0);
-	o.socket = fake.socket;
-	assert_int_equal(kvg_open(&o, &client), 0);
-	lo.model = "m";
-	lo.layers = FAKE_LAYERS;
-	lo.heads = FAKE_HEADS;
-	lo.k_dim = FAKE_K_DIM;
-	lo.v_dim = FAKE_V_DIM;
-	lo.dtype = KVG_DTYPE_BF16;
-	lo.block_tokens = FAKE_TOKENS;
-	lo.gate_digest = digest;
-	lo.edges = edges;
-	lo.n_edges = 2;
-	assert_int_equal(kvg_layout(client, &lo, &layout), 0);
+	fake_open(&fake, &client, &layout);
 	for (unsigned i = 0; i <= BLOCKS; i++)
 		fake_key(i, &key[i]);
 	for (unsigned i = 0; i < BLOCKS; i++)
