@@ -13,6 +13,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -248,28 +249,49 @@ static uint8_t dirty(const struct block *b)
 	return b->mapped & (uint8_t) ~(block_below(b) | b->sinking | b->hidden);
 }
 
-/* A block is worth as much as the best of what hangs on it: its ancestors come before it. */
+/*
+ * What of a tenant only memory has. A block is worth as much as the best of what hangs on it, so that its ancestors come before
+ * it. The walk comes to children before their parent: below[depth] is the best of those that were met and whose parent was not.
+ */
+static int gather_tenant(struct cache_tenant *t, struct drain *d)
+{
+	uint32_t deepest = 0;
+	double *below;
+
+	for (struct block *b = t->roots.first ? block_first(&t->roots) : NULL; b; b = block_next(b))
+		deepest = b->depth > deepest ? b->depth : deepest;
+	below = calloc((size_t)deepest + 2, sizeof(*below));
+	if (!below)
+		return -ENOMEM;
+	for (struct block *b = t->roots.first ? block_first(&t->roots) : NULL; b;
+		b = block_next(b)) {
+		const double own = policy_worth(t->policy, &b->node);
+		const double worth = fmax(own, below[b->depth + 1]);
+
+		below[b->depth + 1] = 0;
+		below[b->depth] = fmax(below[b->depth], worth);
+		if (dirty(b))
+			d->item[d->n++] = (struct drain_item){t, b->handle, worth, b->depth};
+	}
+	free(below);
+	return 0;
+}
+
 static int gather(struct cache *c, struct drain *d)
 {
 	size_t n = 0;
+	int r = 0;
 
 	for (const struct cache_tenant *t = c->tenants; t; t = t->next)
 		n += t->n_blocks;
 	d->item = calloc(n + 1, sizeof(*d->item));
 	if (!d->item)
 		return -ENOMEM;
-	for (struct cache_tenant *t = c->tenants; t; t = t->next)
-		for (struct block *b = t->roots.first ? block_first(&t->roots) : NULL; b;
-			b = block_next(b))
-			if (t->disk && dirty(b) && d->n < n)
-				d->item[d->n++] = (struct drain_item){
-					.tenant = t,
-					.handle = b->handle,
-					.worth = policy_worth(t->policy, &b->node),
-					.depth = b->depth,
-				};
+	for (struct cache_tenant *t = c->tenants; t && r == 0; t = t->next)
+		if (t->disk)
+			r = gather_tenant(t, d);
 	qsort(d->item, d->n, sizeof(*d->item), by_worth);
-	return 0;
+	return r;
 }
 
 static void drain_end(struct drain *d)

@@ -116,6 +116,20 @@ static void end_load(struct disk_load *l)
 	l->done(l);
 }
 
+static struct disk_load *reversed(struct disk_load *l)
+{
+	struct disk_load *first = NULL;
+
+	while (l) {
+		struct disk_load *next = l->next;
+
+		l->next = first;
+		first = l;
+		l = next;
+	}
+	return first;
+}
+
 void disk_ram_let_go(struct disk *d)
 {
 	struct disk_store *s = d->stores;
@@ -133,6 +147,8 @@ void disk_ram_let_go(struct disk *d)
 		end_store(d, s);
 		s = next;
 	}
+	if (disk_ram.last_load_first)
+		l = reversed(l);
 	while (l) {
 		struct disk_load *next = l->next;
 
@@ -258,6 +274,8 @@ int disk_store(struct disk *d, struct disk_store *s)
 {
 	if (disk_ram.refuse_store)
 		return disk_ram.refuse_store;
+	if (disk_ram.stores_max && disk_ram.stores >= disk_ram.stores_max)
+		return -ENOSPC;
 	disk_ram.stores++;
 	s->next = NULL;
 	*d->stores_end = s;
@@ -330,10 +348,33 @@ unsigned disk_ram_live(void)
 	return n;
 }
 
+static struct stored *next_copy(const struct kvg_key *key, unsigned plane, unsigned *at)
+{
+	for (; *at < n_items; ++*at)
+		if (item[*at].there && item[*at].record.plane == plane &&
+			!memcmp(&item[*at].record.key, key, sizeof(*key)))
+			return &item[(*at)++];
+	return NULL;
+}
+
 void disk_ram_damage(const struct kvg_key *key, unsigned plane)
 {
-	for (unsigned i = 0; i < n_items; i++)
-		if (item[i].there && item[i].record.plane == plane &&
-			!memcmp(&item[i].record.key, key, sizeof(*key)))
-			((uint8_t *)item[i].bytes)[item[i].record.bytes - 1] ^= 1;
+	struct stored *s;
+
+	for (unsigned at = 0; (s = next_copy(key, plane, &at));)
+		((uint8_t *)s->bytes)[s->record.bytes - 1] ^= 1;
+}
+
+void disk_ram_forge(const struct kvg_key *key, unsigned plane)
+{
+	struct stored *s;
+
+	for (unsigned at = 0; (s = next_copy(key, plane, &at));) {
+		struct kvg_plane_header h;
+
+		memcpy(&h, s->bytes, sizeof(h));
+		h.fingerprint[0] ^= 1;
+		plane_header_seal(&h);
+		memcpy(s->bytes, &h, sizeof(h));
+	}
 }

@@ -356,6 +356,36 @@ static void test_purged_then_killed(void **state)
 	}
 }
 
+/* ---- memory that refers to a disk which is not there any more ---- */
+
+/* Nothing is shown that is nowhere: the rest of those blocks can be read, or they are misses. */
+static void only_memory_is_there(void *unused)
+{
+	(void)unused;
+	keys();
+	for (unsigned n = 0; n < 1000; n++)
+		assert(loop_run_once(f.loop, 0) == 0);
+	assert(cache_check(f.cache) == 0);
+	for (unsigned i = 0; i < SEEDS; i++) {
+		const struct block *b = block_find(f.tenant, f.layout->id, &key[i]);
+
+		MUST(i, !b || b->held == b->mapped);
+		if (b)
+			compare(i, b->handle);
+	}
+	assert(f.tenant->n_blocks > 0);
+}
+
+static void test_another_disk(void **state)
+{
+	(void)state;
+	format();
+	live(put_all, NULL);
+	format();
+	live(only_memory_is_there, NULL);
+	drop_all();
+}
+
 /* ---- a lock that outlives its holder ---- */
 
 static void has_its_disk(void *wanted)
@@ -409,6 +439,7 @@ int main(void)
 		cmocka_unit_test(test_drained_then_cold),
 		cmocka_unit_test(test_killed_then_cold),
 		cmocka_unit_test(test_purged_then_killed),
+		cmocka_unit_test(test_another_disk),
 		cmocka_unit_test(test_lock_of_the_dead),
 	};
 	return cmocka_run_group_tests(tests, setup, teardown);

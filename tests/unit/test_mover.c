@@ -243,6 +243,65 @@ static void test_read_on_the_way_down(void **state)
 	pin_page_free(page);
 }
 
+/* Who reads it by the socket meanwhile keeps it, too, though nothing is pinned when it has arrived. */
+static void test_touched_on_the_way_down(void **state)
+{
+	unsigned sinking = 0;
+	bool sank[60];
+
+	(void)state;
+	disk_ram.hold_stores = true;
+	for (unsigned i = 0; i < 60; i++)
+		assert_int_equal(put(i, i), KVG_CODE_OK);
+	evict_round(f.tenant, 400000, 0);
+	for (unsigned i = 0; i < 60; i++) {
+		sank[i] = find(i)->sinking;
+		sinking += sank[i];
+		if (sank[i])
+			assert_true(cache_present(f.tenant, &key[i]));
+	}
+	assert_true(sinking > 0);
+	disk_ram.hold_stores = false;
+	disk_ram_let_go(f.cache->disk);
+	run_loop(&f, 20);
+	for (unsigned i = 0; i < 60; i++)
+		assert_true(!sank[i] || find(i)->mapped == find(i)->planes);
+}
+
+/* A disk wants much under way: who has to wait for a byte sends what keeps it busy. */
+static void test_ahead(void **state)
+{
+	(void)state;
+	disk_ram.hold_stores = true;
+	for (unsigned i = 0; i < 60; i++)
+		assert_int_equal(put(i, i), KVG_CODE_OK);
+	assert_int_equal(evict_round(f.tenant, 1, 0), EVICTED_LATER);
+	assert_true(f.tenant->sinking >= f.tenant->quota / 16);
+	disk_ram.hold_stores = false;
+	disk_ram_let_go(f.cache->disk);
+}
+
+/* Planes are shown best first, in whatever order they come. */
+static void test_out_of_order(void **state)
+{
+	struct reader r;
+	unsigned i;
+
+	(void)state;
+	fill();
+	i = cold_leaf();
+	disk_ram.last_load_first = true;
+	disk_ram.hold_loads = true;
+	ask(i, 1.0f, 1.0f, &r);
+	run_loop(&f, 5);
+	disk_ram.hold_loads = false;
+	disk_ram_let_go(f.cache->disk);
+	assert_int_equal(cache_check(f.cache), 0);
+	wait_for(&r);
+	check_content(i, 1.0f);
+	cache_release(f.tenant, r.handle);
+}
+
 /* ---- what does not work ---- */
 
 /* Damage is a miss of that plane and of what is worse; what is better can still be read. */
@@ -287,6 +346,23 @@ static void test_damaged_best_plane(void **state)
 	run_loop(&f, 20);
 	assert_int_equal(put(i, i), KVG_CODE_OK); /* and can be put anew */
 	check_content(i, 1.0f);
+}
+
+/* Whole bytes, the right key, and not of this layout. */
+static void test_forged(void **state)
+{
+	struct reader r;
+	unsigned i;
+
+	(void)state;
+	fill();
+	i = cold_leaf();
+	disk_ram_forge(&key[i], 0);
+	ask(i, 1.0f, 1.0f, &r);
+	wait_for(&r);
+	assert_int_equal(r.fetch.error, -EBADMSG);
+	assert_null(find(i));
+	cache_release(f.tenant, r.handle);
 }
 
 static void test_read_error(void **state)
@@ -493,6 +569,28 @@ static void test_cold_start(void **state)
 		read_all(i);
 }
 
+/* What is written of a chain begins at its root. */
+static void test_drain_in_part(void **state)
+{
+	bool done = false;
+	unsigned whole = 0;
+
+	(void)state;
+	for (unsigned i = 0; i < 64; i++)
+		assert_int_equal(put(i, i), KVG_CODE_OK);
+	disk_ram.stores_max = 100;
+	cache_drain(f.cache, loop_now_ns() + 60000000000ull, drained, &done);
+	for (unsigned n = 0; !done && n < 1000; n++)
+		loop_run_once(f.loop, 10);
+	assert_true(done);
+	assert_int_equal(disk_ram.stores, 100);
+	disk_ram.stores_max = 0;
+	restart();
+	for (unsigned i = 0; i < 64; i++)
+		whole += find(i) && find(i)->held == find(i)->planes;
+	assert_int_equal(whole, 100 / FIXTURE_PLANES);
+}
+
 static void test_drain_in_no_time(void **state)
 {
 	bool done = false;
@@ -545,7 +643,11 @@ int main(void)
 		T(test_best_planes_of_all_come_first),
 		T(test_part_of_a_block),
 		T(test_read_on_the_way_down),
+		T(test_touched_on_the_way_down),
+		T(test_ahead),
+		T(test_out_of_order),
 		T(test_damage),
+		T(test_forged),
 		T(test_damaged_best_plane),
 		T(test_read_error),
 		T(test_refusals),
@@ -557,6 +659,7 @@ int main(void)
 		T(test_purge_waits),
 		T(test_slots),
 		T(test_cold_start),
+		T(test_drain_in_part),
 		T(test_drain_in_no_time),
 		T(test_crash_start),
 	};
