@@ -89,7 +89,11 @@ static void on_arrived(struct cache_fetch *fetch, uint8_t planes)
 {
 	struct reader *r = (struct reader *)((char *)fetch - offsetof(struct reader, fetch));
 
+	const struct block *b = block_get(f.tenant, r->handle);
+
 	assert_true(planes && !(r->planes & planes));
+	assert_int_equal(
+		b->mapped, block_best(b, plane_count(b->mapped))); /* nothing behind a gap */
 	r->planes |= planes;
 }
 
@@ -608,15 +612,17 @@ static void test_drain_in_no_time(void **state)
 /* Without a drain: what had gone down, as far as it hangs together. */
 static void test_crash_start(void **state)
 {
-	unsigned there = 0, planes = 0;
+	unsigned there = 0, planes = 0, before;
 
 	(void)state;
 	fill();
+	before = disk_ram_live();
 	restart();
 	for (unsigned i = 0; i < BLOCKS; i++)
 		planes += find(i) ? plane_count(find(i)->held) : 0;
-	assert_int_equal(
-		disk_ram_live(), planes); /* what is worth nothing without the rest is erased */
+	assert_int_equal(disk_ram_live(), planes);
+	assert_true(before > planes); /* what is worth nothing without the rest */
+	assert_int_equal(disk_ram.erased, before - planes);
 	for (unsigned i = 0; i < BLOCKS; i++) {
 		struct reader r;
 
