@@ -184,8 +184,7 @@ int mover_init(struct cache *c)
 	struct mover *m = &c->mover;
 	int r;
 
-	for (unsigned p = 0; p < KVG_PLANES_MAX; p++)
-		m->queue_end[p] = &m->queue[p];
+	m->lift_end = &m->lift_first;
 	r = loop_add_timer(c->loop, on_timer, c, &m->timer);
 	if (r < 0 || !c->o.disk.n_paths)
 		return r;

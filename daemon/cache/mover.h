@@ -21,6 +21,16 @@ struct lift;
 struct loop_timer;
 struct sinking;
 
+/* Of one tenant. */
+struct lifts {
+	struct lift *queue[KVG_PLANES_MAX],
+		**queue_end[KVG_PLANES_MAX]; /* by the plane that is next */
+	uint64_t n;                          /* in them */
+	uint64_t owed;                       /* bytes, before the last queue has its turn */
+	struct cache_tenant *next;           /* of the mover's list, as long as n is not 0 */
+};
+void lifts_init(struct lifts *q);
+
 struct mover {
 	struct loop_timer *
 		timer; /* armed when there is something to do that must not be done where it came up */
@@ -31,11 +41,9 @@ struct mover {
 	uint8_t *note;         /* [CATALOG_RECORD_MAX] scratch */
 	struct drain *drain;   /* cache_drain() is under way */
 	/* up */
-	struct lift *queue[KVG_PLANES_MAX],
-		**queue_end[KVG_PLANES_MAX]; /* by the plane that is next */
-	uint64_t lifting;                    /* bytes that are being read, all tenants */
-	uint64_t lifts;                      /* blocks that wait for a plane or have one coming */
-	uint64_t owed;                       /* bytes, before the last queue has its turn */
+	struct cache_tenant *lift_first, **lift_end; /* who has lifts that wait: by turns */
+	uint64_t lifting;                            /* bytes that are being read, all tenants */
+	uint64_t lifts; /* blocks that wait for a plane or have one coming */
 	bool stopping;
 };
 

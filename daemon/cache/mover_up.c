@@ -6,7 +6,7 @@
  *	queue[0]  a b c	 ->  a.0 b.0 c.0 are read, then
  *	queue[1]  a b c	 ->  a.1 b.1 c.1 ...
  *
- * so a reader of many blocks can begin with the best planes of all. (Every so often the last queue has its turn, or who wants
+ * so a reader of many blocks can begin with the best planes of all. Each tenant has queues of his own, and their turns. (Every so often the last queue has its turn, or who wants
  * everything would wait for all who want little. Bytes count: the worst planes are the largest.) Memory is taken when a read is
  * about to start, so what is queued costs none, and pressure makes room as for a commit. As pages may have to be backed for it,
  * a turn of the loop begins few: what has come meanwhile is shown in between.
@@ -53,9 +53,34 @@ static uint8_t not_begun(const struct lift *l)
 	return l->wanted & (uint8_t) ~(l->loading | l->loaded);
 }
 
+void lifts_init(struct lifts *q)
+{
+	for (unsigned p = 0; p < KVG_PLANES_MAX; p++)
+		q->queue_end[p] = &q->queue[p];
+}
+
+static void tenant_push(struct cache_tenant *t)
+{
+	struct mover *m = &t->cache->mover;
+
+	t->lifts.next = NULL;
+	*m->lift_end = t;
+	m->lift_end = &t->lifts.next;
+}
+
+static struct cache_tenant *tenant_pop(struct mover *m)
+{
+	struct cache_tenant *t = m->lift_first;
+
+	m->lift_first = t->lifts.next;
+	if (!m->lift_first)
+		m->lift_end = &m->lift_first;
+	return t;
+}
+
 static void enqueue(struct lift *l)
 {
-	struct mover *m = &l->block->tenant->cache->mover;
+	struct cache_tenant *t = l->block->tenant;
 	const uint8_t next = not_begun(l);
 	unsigned q;
 
@@ -64,55 +89,32 @@ static void enqueue(struct lift *l)
 	q = (unsigned)__builtin_ctz(next);
 	l->next = NULL;
 	l->queued = true;
-	*m->queue_end[q] = l;
-	m->queue_end[q] = &l->next;
+	*t->lifts.queue_end[q] = l;
+	t->lifts.queue_end[q] = &l->next;
+	if (!t->lifts.n++)
+		tenant_push(t);
 }
 
-static struct lift *dequeue(struct mover *m)
+/* Out of the queue that it heads. */
+static void dequeue(struct lifts *of, unsigned q)
 {
-	const bool last = !m->owed;
+	struct lift *l = of->queue[q];
 
-	for (unsigned i = 0; i < KVG_PLANES_MAX; i++) {
-		const unsigned q = last ? KVG_PLANES_MAX - 1 - i : i;
-		struct lift *l = m->queue[q];
-
-		if (!l)
-			continue;
-		m->queue[q] = l->next;
-		if (!l->next)
-			m->queue_end[q] = &m->queue[q];
-		l->queued = false;
-		return l;
-	}
-	return NULL;
-}
-
-/* It was about to be served, and will be the first when that can be. */
-static void requeue_first(struct lift *l)
-{
-	struct mover *m = &l->block->tenant->cache->mover;
-	const unsigned q = (unsigned)__builtin_ctz(not_begun(l));
-
-	l->next = m->queue[q];
+	of->queue[q] = l->next;
 	if (!l->next)
-		m->queue_end[q] = &l->next;
-	m->queue[q] = l;
-	l->queued = true;
+		of->queue_end[q] = &of->queue[q];
+	l->queued = false;
+	of->n--;
 }
 
-static void take_out(struct lift *l)
+/* The queue that has its turn. Not all are empty. */
+static unsigned next_queue(const struct lifts *of)
 {
-	struct mover *m = &l->block->tenant->cache->mover;
+	unsigned q = of->owed ? 0 : KVG_PLANES_MAX - 1;
 
-	for (unsigned q = 0; l->queued && q < KVG_PLANES_MAX; q++)
-		for (struct lift **at = &m->queue[q]; *at; at = &(*at)->next)
-			if (*at == l) {
-				*at = l->next;
-				if (!l->next)
-					m->queue_end[q] = at;
-				l->queued = false;
-				break;
-			}
+	while (!of->queue[q])
+		q += of->owed ? 1u : -1u;
+	return q;
 }
 
 /* ---- who waits ---- */
@@ -181,10 +183,9 @@ static void end_if_done(struct lift *l)
 	struct block *b = l->block;
 	struct cache *c = b->tenant->cache;
 
-	if (l->wanted || l->loading)
+	if (l->wanted || l->loading || l->queued) /* its turn will come */
 		return;
 	assert(!l->loaded && !l->waiters);
-	take_out(l);
 	b->lift = NULL;
 	b->uses--;
 	c->mover.lifts--;
@@ -339,47 +340,63 @@ static int begin(struct lift *l, uint32_t plane)
 }
 
 /* What the last queue got is owed to the others, so many times. */
-static void pay(struct mover *m, bool last, uint64_t bytes)
+static void pay(struct lifts *of, uint64_t bytes)
 {
-	if (last)
-		m->owed = (LAST_FIRST - 1) * bytes;
+	if (of->owed)
+		of->owed -= of->owed < bytes ? of->owed : bytes;
 	else
-		m->owed -= m->owed < bytes ? m->owed : bytes;
+		of->owed = (LAST_FIRST - 1) * bytes;
 }
 
-/* False: no more of them now. */
-static bool lift_next(struct mover *m, struct lift *l)
+/* Begins a plane of this tenant. False: there is no room for it now. */
+static bool lift_one(struct cache_tenant *t)
 {
+	struct lifts *of = &t->lifts;
+	const unsigned q = next_queue(of);
+	struct lift *l = of->queue[q];
 	const uint8_t next = not_begun(l);
 	const uint32_t plane = next ? (uint32_t)__builtin_ctz(next) : 0;
-	struct cache *c = l->block->tenant->cache;
 	int r = next ? begin(l, plane) : 0;
 
-	if (r == -EAGAIN) {
-		requeue_first(l);
-		if (!mover_busy(c))
-			loop_arm(m->timer, RETRY_NS, 0);
+	if (r == -EAGAIN)
 		return false;
-	}
+	dequeue(of, q);
 	if (r < 0)
 		fail(l, plane, r);
 	else if (next)
-		pay(m, !m->owed, l->block->plane[plane].bytes);
-	enqueue(l);
+		pay(of, l->block->plane[plane].bytes);
+	enqueue(l); /* when he has no other, he stands in the list again */
 	end_if_done(l);
 	return true;
 }
 
+/*
+ * Tenants by turns, a plane each; those for whom there is no room step aside, and keep no other from his own. Ends when there is
+ * enough under way, or room for nobody.
+ */
 void mover_lift(struct cache *c)
 {
 	struct mover *m = &c->mover;
 	const uint64_t enough = m->lifting + TURN_BYTES, most = AHEAD * c->o.disk.in_flight_bytes;
-	struct lift *l;
+	const struct cache_tenant *stuck =
+		NULL; /* the first of those for whom there was no room, since there was for anybody */
 
-	while (!m->stopping && m->lifting < most && m->lifting < enough && (l = dequeue(m)))
-		if (!lift_next(m, l))
-			return;
-	if (m->lifting >= enough)
+	while (!m->stopping && m->lift_first && m->lift_first != stuck && m->lifting < most &&
+		m->lifting < enough) {
+		struct cache_tenant *t = tenant_pop(m);
+		const uint64_t before = t->lifts.n;
+		const bool begun = lift_one(t);
+
+		if (!begun && !stuck)
+			stuck = t;
+		else if (begun)
+			stuck = NULL;
+		if (!begun || before > 1)
+			tenant_push(t);
+	}
+	if (stuck && !mover_busy(c))
+		loop_arm(m->timer, RETRY_NS, 0);
+	else if (m->lifting >= enough)
 		loop_arm(m->timer, 0, 0);
 }
 
@@ -461,9 +478,17 @@ void mover_lifts_fini(struct cache *c)
 {
 	struct lift *l;
 
-	while ((l = dequeue(&c->mover))) {
-		fail(l, 0, -ESHUTDOWN);
-		end_if_done(l);
+	while (c->mover.lift_first) {
+		struct cache_tenant *t = tenant_pop(&c->mover);
+
+		while (t->lifts.n) {
+			const unsigned q = next_queue(&t->lifts);
+
+			l = t->lifts.queue[q];
+			dequeue(&t->lifts, q);
+			fail(l, 0, -ESHUTDOWN);
+			end_if_done(l);
+		}
 	}
 	assert(!c->mover.lifts);
 }

@@ -103,6 +103,7 @@ int tenant_make(struct cache *c, const char *name, struct index *index, struct c
 	job_list_init(&t->starved);
 	t->purges.end = &t->purges.first;
 	t->below_end = &t->below;
+	lifts_init(&t->lifts);
 	t->high = c->o.high_watermark;
 	t->low = c->o.low_watermark;
 	t->name = strdup(name);

@@ -66,6 +66,7 @@ struct cache_tenant {
 	struct disk_tenant *disk; /* NULL: there is no tier below */
 	uint64_t sinking;         /* page bytes on their way down, which are still used here */
 	uint64_t lifting;         /* page bytes on their way up, which are not used yet */
+	struct lifts lifts;       /* blocks of which planes are to come up */
 	double below_worth;       /* what blocks were worth that the tier below gave up lately */
 	struct job_list
 		starved;  /* commits that wait for room and for the workers, in their order */

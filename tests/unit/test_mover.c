@@ -81,17 +81,21 @@ static unsigned cold_leaf(void)
 
 struct reader {
 	struct cache_fetch fetch;
+	struct cache_tenant *tenant; /* NULL: the fixture's */
 	struct kvg_handle handle;
 	uint8_t planes; /* that ended */
+	uint64_t after; /* so many loads the first of them did */
 };
 
 static void on_arrived(struct cache_fetch *fetch, uint8_t planes)
 {
 	struct reader *r = (struct reader *)((char *)fetch - offsetof(struct reader, fetch));
 
-	const struct block *b = block_get(f.tenant, r->handle);
+	const struct block *b = block_get(r->tenant ? r->tenant : f.tenant, r->handle);
 
 	assert_true(planes && !(r->planes & planes));
+	if (!r->planes)
+		r->after = disk_ram.loads;
 	assert_int_equal(
 		b->mapped, block_best(b, plane_count(b->mapped))); /* nothing behind a gap */
 	r->planes |= planes;
@@ -199,6 +203,49 @@ static void test_best_planes_of_all_come_first(void **state)
 	check_content(last, 1.0f);
 	for (unsigned i = 0; i < 32; i++)
 		cache_release(f.tenant, r[i].handle);
+}
+
+/* A tenant who asks for much keeps nobody waiting who asks for little. */
+static void test_tenants_take_turns(void **state)
+{
+	struct cache_tenant *other;
+	struct cache_layout *layout;
+	struct reader many[64], one = {.fetch = {.arrived = on_arrived}};
+	struct cache_block_result at;
+	struct put theirs_put;
+	struct kvg_key theirs;
+	unsigned n = 0;
+
+	(void)state;
+	other = fixture_tenant(&f, "two", f.o.host_bytes, 1.0f);
+	layout = fixture_layout(&f, other, "model", "");
+	put_stage(&f, layout, 9000, NULL, &theirs_put);
+	put_start(&f, other, &theirs_put);
+	put_wait(&f, &theirs_put);
+	assert_int_equal(theirs_put.result.code, KVG_CODE_OK);
+	content_key(&f, layout, 9000, NULL, &theirs);
+	fill();
+	for (unsigned i = 0; i < 100 && block_find(other, layout->id, &theirs)->mapped; i++) {
+		evict_round(other, 1 << 20, 0);
+		run_loop(&f, 5);
+	}
+	assert_int_equal(block_find(other, layout->id, &theirs)->mapped, 0);
+	disk_ram.loads = 0;
+	for (unsigned i = 0; i < BLOCKS && n < 64; i++)
+		if (!find(i)->mapped)
+			ask(i, 1.0f, 1.0f, &many[n++]);
+	assert_int_equal(n, 64);
+	assert_int_equal(cache_acquire(other, layout, &theirs, 1.0f, &at), KVG_CODE_OK);
+	one.tenant = other;
+	one.handle = at.handle;
+	cache_fetch(other, at.handle, 1.0f, &one.fetch);
+	wait_for(&one);
+	assert_true(one.after <= 4);
+	cache_release(other, at.handle);
+	for (unsigned i = 0; i < n; i++) {
+		wait_for(&many[i]);
+		cache_release(f.tenant, many[i].handle);
+	}
 }
 
 static void test_part_of_a_block(void **state)
@@ -647,6 +694,7 @@ int main(void)
 		T(test_nothing_is_lost),
 		T(test_clean_sinks_for_nothing),
 		T(test_best_planes_of_all_come_first),
+		T(test_tenants_take_turns),
 		T(test_part_of_a_block),
 		T(test_read_on_the_way_down),
 		T(test_touched_on_the_way_down),
