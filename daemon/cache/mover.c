@@ -108,7 +108,8 @@ static void settle_lost(struct cache *c)
 		b->lost = false;
 		b->uses--;
 		if (b->hidden)
-			purge_lost(b, (uint32_t)__builtin_ctz(b->hidden), EVICT_PRESSURE);
+			purge_lost(b, (uint32_t)__builtin_ctz(b->hidden),
+				EVICT_PRESSURE); /* without memory for that: hidden, until the block goes */
 	}
 }
 
