@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "proto/map.h"
 #include "proto/plane.h"
 
 static int refuse(const char **ret_why, const char *why)
@@ -25,7 +26,7 @@ int shared_map(int fd, uint64_t bytes, bool writable, void **ret, const char **r
 {
 	struct stat st;
 	int flags = fcntl(fd, F_GETFL), seals = fcntl(fd, F_GET_SEALS);
-	void *map;
+	int r;
 
 	if (flags < 0 || fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || seals < 0)
 		return refuse(ret_why, "shared memory is not a memfd");
@@ -35,13 +36,10 @@ int shared_map(int fd, uint64_t bytes, bool writable, void **ret, const char **r
 		return refuse(ret_why, "shared memory is not sealed against shrinking");
 	if (bytes == 0 || st.st_size < 0 || bytes > (uint64_t)st.st_size || bytes > SIZE_MAX)
 		return refuse(ret_why, "shared memory is shorter than announced");
-	map = mmap(NULL, bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0);
-	if (map == MAP_FAILED) {
+	r = map_shared(fd, bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, ret);
+	if (r < 0)
 		*ret_why = "mmap failed: out of address space or of map areas (vm.max_map_count)";
-		return -errno;
-	}
-	*ret = map;
-	return 0;
+	return r;
 }
 
 /* n items of `size` bytes from `off` lie inside `total`. */

@@ -30,6 +30,7 @@
 #include "daemon/mem/arena.h"
 #include "daemon/mem/bitmap.h"
 #include "daemon/mem/memfd.h"
+#include "proto/map.h"
 
 #define UNIT       4096u
 #define HUGE       (2u << 20)
@@ -81,11 +82,9 @@ int staging_new(uint64_t bytes, struct staging **ret)
 		r = memfd_new("kvgate-staging", bytes, 0600, 0, &s->fd);
 	if (r < 0)
 		goto fail;
-	map = mmap(NULL, bytes, PROT_READ, MAP_SHARED, s->fd, 0);
-	if (map == MAP_FAILED) {
-		r = -errno;
+	r = map_shared(s->fd, bytes, PROT_READ, &map);
+	if (r < 0)
 		goto fail;
-	}
 	s->map = map;
 	*ret = s;
 	return 0;

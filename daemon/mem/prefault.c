@@ -13,7 +13,7 @@
 #include "daemon/mem/pool_private.h"
 
 #define STEP_SHIFT                                                                                 \
-	20 /* 1 MiB: some hundred microseconds: as long as anybody may have to wait for `stepping` */
+	21 /* a huge page: some hundred microseconds: as long as anybody may have to wait for `stepping` */
 
 /* The segment with the longest free run among those with cold pages. */
 static struct segment *choose(struct pool *p)

@@ -17,6 +17,7 @@
 #include <stdlib.h>
 
 #include "daemon/mem/bitmap.h"
+#include "proto/map.h"
 
 /* fd -1: of new memory. */
 static int make(const struct tier_ops *tier, const struct tier_request *q, unsigned page_shift,
@@ -93,12 +94,26 @@ void segment_cold(
 	*ret_part = (struct segment_part){.page = first, .pages = end - first};
 }
 
+/* All of the huge page around `page`; false when more than `limit` pages of it are cold. */
+static bool huge_around(
+	const struct segment *s, uint32_t page, uint32_t limit, struct segment_part *ret_part)
+{
+	const uint32_t pages = (uint32_t)(MAP_HUGE_BYTES >> s->page_shift);
+	const uint32_t first = page - page % (pages ? pages : 1);
+
+	if (!s->memory.huge || pages < 2 || s->memory.bytes % MAP_HUGE_BYTES ||
+		pages - bitmap_count(s->backed, first, pages) > limit)
+		return false;
+	*ret_part = (struct segment_part){.page = first, .pages = pages};
+	return true;
+}
+
 void segment_next_cold(const struct segment *s, uint32_t limit, struct segment_part *ret_part)
 {
 	uint32_t page = bitmap_next_clear(s->backed, 0, s->arena.pages), end;
 
 	*ret_part = (struct segment_part){0};
-	if (page == s->arena.pages)
+	if (page == s->arena.pages || huge_around(s, page, limit, ret_part))
 		return;
 	end = s->arena.pages - page > limit ? page + limit : s->arena.pages;
 	ret_part->page = page;

@@ -64,7 +64,10 @@ static inline uint32_t segment_idle(const struct segment *s)
 /* The least part of the run that covers its pages that are not backed; pages 0 when there are none. */
 void segment_cold(
 	const struct segment *s, uint32_t page, uint32_t pages, struct segment_part *ret_part);
-/* The next free pages that are not backed, at most `limit`: for the one that backs ahead of need. */
+/*
+ * For the one that backs ahead of need: the next free pages that are not backed, at most `limit`, or where the memory is
+ * best backed by huge pages, all pages of one in which no more than that are missing.
+ */
 void segment_next_cold(const struct segment *s, uint32_t limit, struct segment_part *ret_part);
 void segment_mark_backed(struct segment *s, const struct segment_part *part);
 /* The system call for it. Without the pool's lock: the caller sees to it that nobody punches there meanwhile. */

@@ -27,6 +27,7 @@ struct tier_memory {
 	int fd;         /* the daemon's own */
 	int client_fd;  /* for clients: a read-only description */
 	bool set_aside; /* taken from memory reserved at boot (hugetlb): nobody gains by a punch */
+	bool huge;      /* best backed in whole pages of MAP_HUGE_BYTES */
 };
 
 struct tier_ops {

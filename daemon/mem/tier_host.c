@@ -5,9 +5,9 @@
  * nor change the mode; mmap, mprotect and madvise obey the description.
  *
  * Huge pages: hugetlb where the machine has as many reserved (the mapping takes its reservation at once, so that a
- * fault cannot fail), else transparent ones, if the kernel's shmem_enabled allows. With those the
- * kernel may back up to 2 MiB around a page that was asked for; extents lie close together, so this is one such piece
- * a segment, and is not counted.
+ * fault cannot fail), else transparent ones (proto/map.c), of which a part that is punched is split. If the kernel's shmem_enabled
+ * allows it by itself, it may back up to 2 MiB around a page that was asked for; extents lie close together, so this is
+ * one such piece a segment, and is not counted.
  */
 #include "daemon/mem/tier.h"
 
@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "daemon/mem/memfd.h"
+#include "proto/map.h"
 #include "proto/shm.h"
 
 #ifndef MADV_POPULATE_WRITE
@@ -64,18 +65,19 @@ static int bind_to(void *addr, uint64_t bytes, int node)
 
 static int map_segment(const struct tier_request *q, int fd, struct tier_memory *m)
 {
-	void *addr = mmap(NULL, m->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	int r;
+	void *addr;
+	int r = map_shared(fd, m->bytes, PROT_READ | PROT_WRITE, &addr);
 
-	if (addr == MAP_FAILED)
-		return -errno;
+	if (r < 0)
+		return r;
 	m->addr = addr;
 	if (q->numa_node >= 0) {
 		r = bind_to(addr, m->bytes, q->numa_node);
 		if (r < 0)
 			return r;
 	}
-	if (q->huge_pages && !m->set_aside)
+	m->huge = q->huge_pages && !m->set_aside;
+	if (m->huge)
 		madvise(addr, m->bytes, MADV_HUGEPAGE); /* a wish: a kernel without them says no */
 	return 0;
 }
@@ -155,6 +157,8 @@ static int host_back(
 	int r;
 
 	(void)t;
+	if (m->huge)
+		map_huge((uint8_t *)m->addr + offset, bytes);
 	do
 		r = madvise((uint8_t *)m->addr + offset, bytes, MADV_POPULATE_WRITE);
 	while (r < 0 && errno == EINTR);

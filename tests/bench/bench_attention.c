@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "client/worker/attention.h"
+#include "proto/map.h"
 #include "proto/plane.h"
 #include "proto/shape.h"
 #include "tests/bench/figure.h"
@@ -68,7 +69,7 @@ static void fill(void *rows, size_t bytes)
 		half[i] = bf16_from_f32((float)random_below(2048) / 1024.0f - 1.0f);
 }
 
-/* Shared memory behind a file descriptor for both, as the daemon's is. */
+/* Shared memory behind a file descriptor for both, as the daemon's is, in huge pages where there are any. */
 static void *memory_new(size_t bytes)
 {
 	const int fd = memfd_create("attention", MFD_CLOEXEC);
@@ -76,9 +77,9 @@ static void *memory_new(size_t bytes)
 
 	if (fd < 0 || ftruncate(fd, (off_t)bytes) < 0)
 		abort();
-	memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (memory == MAP_FAILED)
+	if (map_shared(fd, bytes, PROT_READ | PROT_WRITE, &memory) < 0)
 		abort();
+	map_huge(memory, bytes);
 	close(fd);
 	return memory;
 }

@@ -15,6 +15,7 @@
 #include "daemon/cache/pack.h"
 #include "daemon/cache/staging.h"
 #include "daemon/mem/tier.h"
+#include "proto/map.h"
 #include "tests/bench/figure.h"
 
 enum {
@@ -78,10 +79,11 @@ struct bench {
 /* As a client would: bytes, uniform scores, through a mapping of its own. */
 static void fill(struct bench *b)
 {
-	uint8_t *map = mmap(NULL, staging_bytes(b->staging), PROT_READ | PROT_WRITE, MAP_SHARED,
-		staging_fd(b->staging), 0);
+	const uint64_t bytes = staging_bytes(b->staging);
+	uint8_t *map;
 
-	must(map != MAP_FAILED);
+	must(map_shared(staging_fd(b->staging), bytes, PROT_READ | PROT_WRITE, (void **)&map) == 0);
+	map_huge(map, bytes);
 	for (int i = 0; i < BLOCKS; i++) {
 		uint64_t *kv = (uint64_t *)(map + b->offset[i] + b->geometry.kv_off);
 		float *score = (float *)(map + b->offset[i] + b->geometry.aux_off);
@@ -91,7 +93,7 @@ static void fill(struct bench *b)
 		for (uint64_t s = 0; s < b->geometry.aux_bytes / 4; s++)
 			score[s] = (float)(rnd() >> 40) / (1 << 24);
 	}
-	munmap(map, staging_bytes(b->staging));
+	munmap(map, bytes);
 }
 
 static void release(struct bench *b, struct pack_job *j)

@@ -20,6 +20,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "proto/map.h"
 #include "tests/bench/figure.h"
 #include "tests/lib/harness.h"
 
@@ -185,9 +186,10 @@ struct alone {
 static int hold_alone(void *arg)
 {
 	const struct alone *t = arg;
-	char *m = mmap(NULL, STAGED, PROT_READ | PROT_WRITE, MAP_SHARED, t->memory, 0);
+	void *m;
 
-	assert(m != MAP_FAILED);
+	assert(map_shared(t->memory, STAGED, PROT_READ | PROT_WRITE, &m) == 0);
+	map_huge(m, STAGED);
 	memset(m, 1, STAGED);
 	assert(write(t->ready, "x", 1) == 1);
 	pause();

@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "tests/lib/harness.h"
+#include "tests/lib/huge.h"
 #include "tests/lib/raw.h"
 
 #define BLOCKS 30
@@ -104,6 +105,36 @@ static void test_sigkill_gives_everything_back(void **state)
 	assert_int_equal(purged.pinned, 0);
 	assert_true(purged.blocks >= BLOCKS);
 	assert_true(client_counter(c, "kvgate_bytes") == 0);
+	kvg_close(c);
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
+/*
+ * A stage of some size lies in huge pages where there are any: the kernel takes a dead client's memory apart before it
+ * closes its socket, and with small ones that is what takes long.
+ */
+static void test_stages_in_huge_pages(void **state)
+{
+	struct daemon_process d;
+	struct kvg_stage s[4];
+	struct kvg_client *c;
+	struct kvg_layout *l;
+	uint8_t *memory;
+
+	(void)state;
+	if (!huge_possible())
+		skip();
+	daemon_start(&d, "[memory]\nhost_bytes = 64MiB\nsegment_bytes = 16MiB\n");
+	c = client_open(&d);
+	l = model_register(c, &model_wide);
+	assert_int_equal(kvg_stage(l, KVG_INPUT_SCORES, 4, s), 4);
+	memory = (uint8_t *)s[0].kv -
+		(uintptr_t)s[0].kv % HUGE_BYTES; /* the first lies at its beginning */
+	assert_int_equal(huge_mapped(memory), 16ull << 20);
+	assert_int_equal(kvg_abort(c, &s[1], 2), 0);
+	assert_int_equal(kvg_stage(l, KVG_INPUT_SCORES, 1, &s[1]), 1);
+	memset(s[1].kv, 1, s[1].kv_bytes);
 	kvg_close(c);
 	assert_int_equal(daemon_stop(&d), 0);
 	daemon_cleanup(&d);
@@ -222,6 +253,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_sigkill_gives_everything_back),
+		cmocka_unit_test(test_stages_in_huge_pages),
 		cmocka_unit_test(test_socket_outlives_its_process),
 		cmocka_unit_test(test_log_says_why),
 		cmocka_unit_test(test_fd_counter_counts),

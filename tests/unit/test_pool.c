@@ -15,6 +15,7 @@
 
 #include <cmocka.h>
 
+#include "tests/lib/huge.h"
 #include "tests/unit/pool_fixture.h"
 
 static struct pool *make(
@@ -382,6 +383,39 @@ static void test_prefault(void **state)
 	pool_free(p);
 }
 
+/* It backs by huge pages, also around what is used already; what the budget has no room for stays small. */
+static void test_prefault_huge(void **state)
+{
+	struct pool_options o = {.tier = &tier_host,
+		.budget = 7 * MIB,
+		.segment_bytes = 8 * MIB,
+		.numa_node = -1,
+		.huge_pages = true,
+		.prefault = true};
+	struct pool_segment s;
+	struct pool_tenant *t;
+	struct extent e;
+	struct pool *p;
+
+	(void)state;
+	assert_int_equal(pool_new(&o, &p), 0);
+	t = tenant(p);
+	assert_int_equal(pool_alloc(t, 3 * PAGE, SHIFT, &e), 0);
+	memset(e.addr, 7, 3 * PAGE);
+	assert_int_equal(pool_segment_get(t, e.segment, &s), 0);
+	if (huge_possible()) {
+		wait_resident(p, 7 * MIB);
+		for (int i = 0; i < 5000 && kernel_bytes(t) < 7 * MIB; i++)
+			usleep(1000);
+		assert_int_equal(kernel_bytes(t), 7 * MIB);
+		assert_int_equal(huge_mapped(s.addr), 6 * MIB);
+		assert_int_equal(((uint8_t *)e.addr)[3 * PAGE - 1], 7);
+		assert_int_equal(((uint8_t *)e.addr)[3 * PAGE], 0);
+	}
+	pool_tenant_free(t);
+	pool_free(p);
+}
+
 /* The thread that backs pages meets errors: it goes on, and no count drifts. */
 static void test_prefault_fails(void **state)
 {
@@ -593,6 +627,7 @@ int main(void)
 		TEST(test_borrowed_fd),
 		TEST(test_faults),
 		TEST(test_prefault),
+		TEST(test_prefault_huge),
 		TEST(test_prefault_fails),
 		TEST(test_prefault_stops),
 		TEST(test_holes),

@@ -21,6 +21,7 @@
 #include "daemon/mem/bitmap.h"
 #include "daemon/mem/memfd.h"
 #include "daemon/mem/segment.h"
+#include "tests/lib/huge.h"
 
 #define BYTES  (8ull << 20)
 #define PAGE   65536u
@@ -272,6 +273,50 @@ static void test_huge_pages_are_a_wish(void **state)
 	segment_free(s);
 }
 
+/* Huge pages are asked for where a whole one is backed; a punch takes what it says, and only that. */
+static void test_huge_pages(void **state)
+{
+	struct segment *s = make(&tier_host, true);
+	struct segment_part part = {.page = 31, .pages = 66}, within = {.page = 40, .pages = 2};
+	const uint8_t *p = s->memory.addr;
+
+	(void)state;
+	if (!huge_possible() || s->memory.set_aside) {
+		segment_free(s);
+		skip();
+	}
+	segment_mark_backed(s, &part);
+	assert_int_equal(segment_back(s, &part), 0);
+	assert_int_equal(huge_mapped(p), 2 * HUGE_BYTES);
+	assert_int_equal(kernel_bytes(s->memory.fd), 66 * PAGE);
+	memset((uint8_t *)s->memory.addr + 31 * PAGE, 1, 66 * PAGE);
+	segment_unback(s, &within);
+	assert_int_equal(kernel_bytes(s->memory.fd), 64 * PAGE);
+	assert_int_equal(p[40 * PAGE - 1], 1);
+	assert_int_equal(p[40 * PAGE], 0);
+	assert_int_equal(p[42 * PAGE - 1], 0);
+	assert_int_equal(p[42 * PAGE], 1);
+	assert_int_equal(huge_mapped(p), HUGE_BYTES);
+	/* what is used there keeps its contents when the huge page is made whole again */
+	segment_next_cold(s, 1, &part);
+	assert_int_equal(part.page, 0); /* thirty-one are missing there */
+	assert_int_equal(part.pages, 1);
+	segment_next_cold(s, 31, &part);
+	assert_int_equal(part.pages, 32);
+	segment_mark_backed(s, &part);
+	assert_int_equal(segment_back(s, &part), 0);
+	segment_next_cold(s, 2, &part);
+	assert_int_equal(part.page, 32);
+	assert_int_equal(part.pages, 32);
+	segment_mark_backed(s, &part);
+	assert_int_equal(segment_back(s, &part), 0);
+	assert_int_equal(huge_mapped(p), 3 * HUGE_BYTES);
+	assert_int_equal(p[40 * PAGE - 1], 1);
+	assert_int_equal(p[40 * PAGE], 0);
+	assert_int_equal(p[42 * PAGE], 1);
+	segment_free(s);
+}
+
 static void test_numa_node(void **state)
 {
 	struct tier_request q = {.bytes = BYTES, .numa_node = 0};
@@ -346,6 +391,7 @@ int main(void)
 		cmocka_unit_test(test_cold),
 		cmocka_unit_test(test_retired),
 		cmocka_unit_test(test_huge_pages_are_a_wish),
+		cmocka_unit_test(test_huge_pages),
 		cmocka_unit_test(test_numa_node),
 		cmocka_unit_test(test_no_fd_leaks),
 		cmocka_unit_test(test_fault),
