@@ -26,8 +26,9 @@ struct lifts {
 	struct lift *queue[KVG_PLANES_MAX],
 		**queue_end[KVG_PLANES_MAX]; /* by the plane that is next */
 	uint64_t n;                          /* in them */
-	uint64_t owed;                       /* bytes, before the last queue has its turn */
-	struct cache_tenant *next;           /* of the mover's list, as long as n is not 0 */
+	uint64_t begun;                      /* bytes so far */
+	uint64_t passed; /* bytes of later ones that went before who heads the last queue */
+	struct cache_tenant *next; /* of the mover's list, as long as n is not 0 */
 };
 void lifts_init(struct lifts *q);
 

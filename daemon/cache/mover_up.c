@@ -6,8 +6,9 @@
  *	queue[0]  a b c	 ->  a.0 b.0 c.0 are read, then
  *	queue[1]  a b c	 ->  a.1 b.1 c.1 ...
  *
- * so a reader of many blocks can begin with the best planes of all. Each tenant has queues of his own, and their turns. (Every so often the last queue has its turn, or who wants
- * everything would wait for all who want little. Bytes count: the worst planes are the largest.) Memory is taken when a read is
+ * so a reader of many blocks can begin with the best planes of all. Who heads the last queue may be passed by those who came
+ * clearly later only so often, or who wants everything would wait for all who want little; bytes count, for the worst
+ * planes are the largest. Each tenant has queues of his own, and their turns. Memory is taken when a read is
  * about to start, so what is queued costs none, and pressure makes room as for a commit. As pages may have to be backed for it,
  * a turn of the loop begins few: what has come meanwhile is shown in between.
  */
@@ -24,7 +25,7 @@
 #include "proto/plane.h"
 
 #define AHEAD       2 /* times what the disk may have in flight: read, or about to be */
-#define LAST_FIRST  8 /* of so many bytes, one is the last queue's */
+#define PASSED_MAX  7 /* bytes of those who came later that go before each of the last queue's */
 #define ROUNDS_EACH 2 /* of eviction for one plane */
 #define TURN_BYTES  (4ull << 20)
 #define RETRY_NS    1000000 /* when a commit holds the room: its end is not told here */
@@ -33,6 +34,7 @@ struct lift {
 	struct lift *next;   /* in its queue */
 	struct block *block; /* in use */
 	struct cache_fetch *waiters;
+	uint64_t came;   /* after so many bytes of the tenant's */
 	uint8_t wanted;  /* bits: not mapped, and to be */
 	uint8_t loading; /* bits: being read */
 	uint8_t loaded;  /* bits: there, but a better one is not */
@@ -45,6 +47,11 @@ struct load {
 	struct extent extent;
 	uint32_t plane;
 };
+
+static uint64_t in_flight_max(const struct cache *c)
+{
+	return AHEAD * c->o.disk.in_flight_bytes;
+}
 
 /* ---- the queues ---- */
 
@@ -107,14 +114,49 @@ static void dequeue(struct lifts *of, unsigned q)
 	of->n--;
 }
 
+static uint64_t next_bytes(const struct lift *l)
+{
+	const uint8_t next = not_begun(l);
+
+	return next ? l->block->plane[__builtin_ctz(next)].bytes : 0;
+}
+
+/* Not all are empty. */
+static unsigned last_queue(const struct lifts *of)
+{
+	unsigned q = KVG_PLANES_MAX - 1;
+
+	while (!of->queue[q])
+		q--;
+	return q;
+}
+
 /* The queue that has its turn. Not all are empty. */
 static unsigned next_queue(const struct lifts *of)
 {
-	unsigned q = of->owed ? 0 : KVG_PLANES_MAX - 1;
+	const unsigned last = last_queue(of);
+	unsigned q = 0;
 
+	if (of->passed / PASSED_MAX >= next_bytes(of->queue[last]))
+		return last;
 	while (!of->queue[q])
-		q += of->owed ? 1u : -1u;
+		q++;
 	return q;
+}
+
+/*
+ * Who heads queue q had its turn, and got this. A reader asks for many blocks in several requests: between what belongs
+ * together, no more than `apart` bytes begin.
+ */
+static void count_passed(struct lifts *of, unsigned q, uint64_t bytes, uint64_t apart)
+{
+	const unsigned last = last_queue(of);
+
+	if (q == last)
+		of->passed = 0;
+	else if (of->queue[q]->came > of->queue[last]->came + apart)
+		of->passed += bytes;
+	of->begun += bytes;
 }
 
 /* ---- who waits ---- */
@@ -339,15 +381,6 @@ static int begin(struct lift *l, uint32_t plane)
 	return 0;
 }
 
-/* What the last queue got is owed to the others, so many times. */
-static void pay(struct lifts *of, uint64_t bytes)
-{
-	if (of->owed)
-		of->owed -= of->owed < bytes ? of->owed : bytes;
-	else
-		of->owed = (LAST_FIRST - 1) * bytes;
-}
-
 /* Begins a plane of this tenant. False: there is no room for it now. */
 static bool lift_one(struct cache_tenant *t)
 {
@@ -356,15 +389,15 @@ static bool lift_one(struct cache_tenant *t)
 	struct lift *l = of->queue[q];
 	const uint8_t next = not_begun(l);
 	const uint32_t plane = next ? (uint32_t)__builtin_ctz(next) : 0;
+	const uint64_t bytes = next_bytes(l);
 	int r = next ? begin(l, plane) : 0;
 
 	if (r == -EAGAIN)
 		return false;
+	count_passed(of, q, bytes, in_flight_max(t->cache));
 	dequeue(of, q);
 	if (r < 0)
 		fail(l, plane, r);
-	else if (next)
-		pay(of, l->block->plane[plane].bytes);
 	enqueue(l); /* when he has no other, he stands in the list again */
 	end_if_done(l);
 	return true;
@@ -377,7 +410,7 @@ static bool lift_one(struct cache_tenant *t)
 void mover_lift(struct cache *c)
 {
 	struct mover *m = &c->mover;
-	const uint64_t enough = m->lifting + TURN_BYTES, most = AHEAD * c->o.disk.in_flight_bytes;
+	const uint64_t enough = m->lifting + TURN_BYTES, most = in_flight_max(c);
 	const struct cache_tenant *stuck =
 		NULL; /* the first of those for whom there was no room, since there was for anybody */
 
@@ -430,6 +463,7 @@ static struct lift *lift_of(struct block *b)
 	if (!l)
 		return NULL;
 	l->block = b;
+	l->came = b->tenant->lifts.begun;
 	b->lift = l;
 	b->uses++;
 	b->tenant->cache->mover.lifts++;
