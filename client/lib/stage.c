@@ -122,23 +122,6 @@ int kvg_stage_tokens(
 	return 0;
 }
 
-/* Stages are written from end to end, so their memory may come in large pieces at once. */
-static void back_slots(struct kvg_client *c, const Kvgate__V1__StageReply *m)
-{
-	uint64_t from = 0, end = 0;
-
-	for (size_t i = 0; i < m->n_slots; i++) {
-		const Kvgate__V1__StageSlot *s = m->slots[i];
-
-		if (s->offset != end) {
-			map_huge(c->staging + from, end - from);
-			from = s->offset;
-		}
-		end = (s->offset + s->bytes + 4095) / 4096 * 4096;
-	}
-	map_huge(c->staging + from, end - from);
-}
-
 static int take_slots(struct kvg_layout *l, const struct stage_format *f,
 	const Kvgate__V1__StageReply *m, struct kvg_stage *ret)
 {
@@ -150,12 +133,13 @@ static int take_slots(struct kvg_layout *l, const struct stage_format *f,
 		const Kvgate__V1__StageSlot *s = m->slots[i];
 
 		if (s->offset % 4096 || s->offset > c->staging_bytes ||
-			s->bytes > c->staging_bytes - s->offset || s->bytes < g.total)
+			g.total > c->staging_bytes - s->offset || s->bytes < g.total)
 			return client_end(c, -EPROTO, "a stage that does not fit its memory");
 		ret[i].id = s->stage;
 		point(&g, c->staging + s->offset, l->shape.tokens, &ret[i]);
+		/* all of it will be written; what two stages share stays small, for it is given back by pieces */
+		map_huge(c->staging + s->offset, g.total);
 	}
-	back_slots(c, m);
 	return 0;
 }
 

@@ -5,7 +5,8 @@
  * zeros. The session and every commit in flight hold a reference: when a client dies, what a worker is just reading
  * stays mapped until it is done.
  *
- * What is released is punched at once: staging counts against a quota of memory, not of address space.
+ * What is released is punched at once: staging counts against a quota of memory, not of address space. So there is twice
+ * as much of that as the quota: stages of some size begin at huge pages (proto/map.h), and what is behind their end is left.
  *
  * A client can write all of the memfd, and so have memory that nobody paid for. It shows, as with the holes of segments: the
  * kernel counts the memory behind the file, and there should be no more of it than is reserved. (Less is common, so
@@ -33,7 +34,6 @@
 #include "proto/map.h"
 
 #define UNIT       4096u
-#define HUGE       (2u << 20)
 #define PUNCH_RUNS 256 /* a system call each */
 
 struct staging {
@@ -44,8 +44,20 @@ struct staging {
 	bool huge; /* the kernel may round up what is written */
 	/* the control thread's */
 	struct arena arena;
-	uint32_t swept; /* staging_sweep() goes on here */
+	uint64_t reserved; /* bytes, without what is left behind the ends */
+	uint32_t swept;    /* staging_sweep() goes on here */
 };
+
+static uint64_t round_up(uint64_t n, uint64_t to)
+{
+	return (n + to - 1) / to * to;
+}
+
+/* What a stage takes of the arena. */
+static uint64_t stage_units(uint64_t bytes)
+{
+	return round_up(bytes, bytes < MAP_HUGE_BYTES ? UNIT : MAP_HUGE_BYTES) / UNIT;
+}
 
 /* "always within_size advise [never] deny force" */
 static bool kernel_backs_huge(void)
@@ -67,9 +79,9 @@ int staging_new(uint64_t bytes, struct staging **ret)
 	void *map;
 	int r;
 
-	bytes = (bytes + UNIT - 1) / UNIT * UNIT;
-	if (bytes == 0 || bytes / UNIT >= ARENA_NONE)
+	if (bytes == 0 || bytes > UINT64_MAX / 2 - UNIT || stage_units(2 * bytes) >= ARENA_NONE)
 		return -EINVAL;
+	bytes = round_up(bytes < MAP_HUGE_BYTES ? bytes : 2 * bytes, UNIT);
 	s = calloc(1, sizeof(*s));
 	if (!s)
 		return -ENOMEM;
@@ -129,31 +141,31 @@ const uint8_t *staging_map(const struct staging *s)
 
 int staging_alloc(struct staging *s, uint64_t bytes, uint64_t *ret_offset)
 {
-	uint64_t units = (bytes + UNIT - 1) / UNIT;
 	uint32_t at;
 	int r;
 
-	if (units == 0 || units > s->arena.pages)
+	if (bytes == 0 || bytes > s->bytes || stage_units(bytes) > s->arena.pages)
 		return -ENOSPC;
-	r = arena_alloc(&s->arena, (uint32_t)units, &at);
-	if (r == 0)
-		*ret_offset = (uint64_t)at * UNIT;
-	return r;
+	r = arena_alloc(&s->arena, (uint32_t)stage_units(bytes), &at);
+	if (r < 0)
+		return r;
+	s->reserved += round_up(bytes, UNIT);
+	*ret_offset = (uint64_t)at * UNIT;
+	return 0;
 }
 
 void staging_punch(struct staging *s, uint64_t offset, uint64_t bytes)
 {
-	uint64_t units = (bytes + UNIT - 1) / UNIT;
-
 	assert(offset % UNIT == 0);
 	/* A page that cannot be punched is only not given back yet: the next release of its run tries again. */
 	fallocate(s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
-		(off_t)(units * UNIT));
+		(off_t)round_up(bytes, UNIT));
 }
 
 void staging_free_run(struct staging *s, uint64_t offset, uint64_t bytes)
 {
-	arena_free(&s->arena, (uint32_t)(offset / UNIT), (uint32_t)((bytes + UNIT - 1) / UNIT));
+	arena_free(&s->arena, (uint32_t)(offset / UNIT), (uint32_t)stage_units(bytes));
+	s->reserved -= round_up(bytes, UNIT);
 }
 
 void staging_release(struct staging *s, uint64_t offset, uint64_t bytes)
@@ -163,24 +175,24 @@ void staging_release(struct staging *s, uint64_t offset, uint64_t bytes)
 }
 
 /* Bytes that may be there. */
-static uint64_t reserved(const struct staging *s)
+static uint64_t expected(const struct staging *s)
 {
-	const uint32_t units = s->arena.pages;
+	const uint32_t all = s->arena.pages, step = MAP_HUGE_BYTES / UNIT;
 	uint64_t bytes = 0;
 
 	if (!s->huge)
-		return (uint64_t)(units - s->arena.free) * UNIT;
-	for (uint32_t at = 0; at < units; at += HUGE / UNIT) {
-		const uint32_t end = units - at > HUGE / UNIT ? at + HUGE / UNIT : units;
+		return s->reserved;
+	for (uint32_t at = 0; at < all; at += step) {
+		const uint32_t end = all - at > step ? at + step : all;
 
-		bytes += bitmap_next_set(s->arena.used, at, end) < end ? HUGE : 0;
+		bytes += bitmap_next_set(s->arena.used, at, end) < end ? MAP_HUGE_BYTES : 0;
 	}
 	return bytes;
 }
 
 uint64_t staging_excess(const struct staging *s)
 {
-	const uint64_t may = reserved(s);
+	const uint64_t may = expected(s);
 	struct stat st;
 
 	if (fstat(s->fd, &st) < 0 || (uint64_t)st.st_blocks * 512 <= may)

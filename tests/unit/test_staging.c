@@ -18,7 +18,8 @@
 #include "daemon/cache/cache.h"
 #include "daemon/cache/staging.h"
 
-#define BYTES (1ull << 20)
+#define MIB   (1ull << 20)
+#define BYTES MIB
 
 static uint64_t kernel_bytes(int fd)
 {
@@ -117,6 +118,36 @@ static void test_sizes(void **state)
 	staging_unref(s);
 }
 
+/* Stages of some size begin at huge pages, and as many fit as the quota has bytes for; no byte of padding is for use. */
+static void test_large(void **state)
+{
+	const uint64_t quota = 16 * MIB, bytes = 2 * MIB + 5000;
+	uint64_t at[8], n = 0;
+	struct staging *s;
+	uint8_t *map;
+
+	(void)state;
+	assert_int_equal(staging_new(quota, &s), 0);
+	map = mmap(NULL, staging_bytes(s), PROT_READ | PROT_WRITE, MAP_SHARED, staging_fd(s), 0);
+	assert_ptr_not_equal(map, MAP_FAILED);
+	for (; (n + 1) * bytes <= quota; n++) {
+		assert_int_equal(staging_alloc(s, bytes, &at[n]), 0);
+		assert_int_equal(at[n] % (2 * MIB), 0);
+		memset(map + at[n], 7, bytes);
+	}
+	assert_int_equal(n, 7);
+	assert_int_equal(staging_excess(s), 0);
+	memset(map + at[0] + bytes, 7, 2 * 4096); /* the page that it ends in is its own */
+	assert_int_equal(staging_excess(s), 2 * 4096);
+	for (uint64_t i = 0; i < n; i++)
+		staging_release(s, at[i], bytes);
+	assert_int_equal(staging_excess(s), 2 * 4096);
+	staging_sweep(s);
+	assert_int_equal(kernel_bytes(staging_fd(s)), 0);
+	munmap(map, staging_bytes(s));
+	staging_unref(s);
+}
+
 /* Memory where nothing is reserved: seen, and taken away in pieces; what is reserved stays as it is. */
 static void test_outside(void **state)
 {
@@ -158,6 +189,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_client_writes_daemon_reads),
+		cmocka_unit_test(test_large),
 		cmocka_unit_test(test_outside),
 		cmocka_unit_test(test_references),
 		cmocka_unit_test(test_sizes),
