@@ -59,20 +59,6 @@ static uint64_t stage_units(uint64_t bytes)
 	return round_up(bytes, bytes < MAP_HUGE_BYTES ? UNIT : MAP_HUGE_BYTES) / UNIT;
 }
 
-/* "always within_size advise [never] deny force" */
-static bool kernel_backs_huge(void)
-{
-	char text[128] = "";
-	int fd = open("/sys/kernel/mm/transparent_hugepage/shmem_enabled", O_RDONLY | O_CLOEXEC);
-
-	if (fd < 0)
-		return false;
-	if (read(fd, text, sizeof(text) - 1) < 0)
-		text[0] = '\0';
-	close(fd);
-	return strstr(text, "[always]") || strstr(text, "[within_size]") || strstr(text, "[force]");
-}
-
 int staging_new(uint64_t bytes, struct staging **ret)
 {
 	struct staging *s;
@@ -88,7 +74,7 @@ int staging_new(uint64_t bytes, struct staging **ret)
 	atomic_init(&s->refs, 1);
 	s->fd = -1;
 	s->bytes = bytes;
-	s->huge = kernel_backs_huge();
+	s->huge = memfd_backed_huge(false);
 	r = arena_init(&s->arena, (uint32_t)(bytes / UNIT));
 	if (r == 0)
 		r = memfd_new("kvgate-staging", bytes, 0600, 0, &s->fd);

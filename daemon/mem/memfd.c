@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -54,4 +55,19 @@ int memfd_read_only(int fd, int *ret_fd)
 		return -errno;
 	*ret_fd = ro;
 	return 0;
+}
+
+/* "always within_size advise [never] deny force" */
+bool memfd_backed_huge(bool advised)
+{
+	char text[128] = "";
+	int fd = open("/sys/kernel/mm/transparent_hugepage/shmem_enabled", O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return false;
+	if (read(fd, text, sizeof(text) - 1) < 0)
+		text[0] = '\0';
+	close(fd);
+	return strstr(text, "[always]") || strstr(text, "[within_size]") ||
+		strstr(text, "[force]") || (advised && strstr(text, "[advise]"));
 }

@@ -6,6 +6,7 @@
 #ifndef KVGATE_DAEMON_MEM_MEMFD_H
 #define KVGATE_DAEMON_MEM_MEMFD_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -16,5 +17,7 @@
 int memfd_new(const char *name, uint64_t bytes, mode_t mode, unsigned flags, int *ret_fd);
 /* A second, read-only description of the same file, for clients. The mode must let the owner read. */
 int memfd_read_only(int fd, int *ret_fd);
+/* Unasked, the kernel may back 2 MiB around what is touched in a memfd; advised: whose mapping has MADV_HUGEPAGE. */
+bool memfd_backed_huge(bool advised);
 
 #endif

@@ -29,7 +29,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/mem/memfd.h"
 #include "daemon/mem/pool_private.h"
+
+#define HUGE_SLACK (4ull << 20) /* once around what is used, and once where that ends */
 
 /* ---- segments ------------------------------------------------------------------------------ */
 
@@ -361,6 +364,7 @@ int pool_new(const struct pool_options *o, struct pool **ret)
 	assert(o->segment_bytes && !(o->segment_bytes & (o->segment_bytes - 1)));
 	p->options = *o;
 	p->budget = o->budget;
+	p->slack = o->huge_pages && memfd_backed_huge(true) ? HUGE_SLACK : 0;
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_cond_init(&p->wake, NULL);
 	pthread_cond_init(&p->step_done, NULL);

@@ -33,6 +33,8 @@ struct pool {
 	pthread_mutex_t lock;
 	struct pool_options options;
 	uint64_t budget, used, reserved, resident;
+	uint64_t
+		slack; /* that a segment may have more than was asked for: the kernel's own doing */
 	struct pool_tenant *tenants;
 	struct segment *idle[POOL_RANKS]; /* segments with idle pages, by rank */
 	uint64_t ranks;                   /* bits: lists that are not empty */

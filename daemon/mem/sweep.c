@@ -14,7 +14,6 @@
 #define SWEEP_BYTES                                                                                \
 	(16ull << 20)     /* looked at in one call: about a millisecond when all of it is there */
 #define SWEEP_SEGMENTS 64 /* asked about in one call: a system call each */
-#define HUGE_SLACK     (4ull << 20) /* the kernel may back huge pages around those asked for */
 
 /* The one that the last call stopped at, or the next one. NULL: there are none. */
 static struct segment *segment_at(struct pool *p)
@@ -51,7 +50,6 @@ static uint64_t sweep(struct pool *p, struct segment *s, uint64_t bytes)
 
 bool pool_sweep(struct pool *p)
 {
-	const uint64_t slack = p->options.huge_pages ? HUGE_SLACK : 0;
 	uint64_t left = SWEEP_BYTES;
 	struct segment *s;
 	bool more = false;
@@ -62,7 +60,7 @@ bool pool_sweep(struct pool *p)
 		if (!s)
 			break;
 		p->sweep_id = s->id;
-		if (!s->memory.set_aside && !s->punching && segment_excess(s) > slack) {
+		if (!s->memory.set_aside && !s->punching && segment_excess(s) > p->slack) {
 			left -= sweep(p, s, left);
 			more = s->swept || left < KVG_PAGE_MAX;
 		}
