@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <stddef.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
@@ -19,6 +20,8 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 #define PAGE_BYTES 4096u
+#define TRIES      5 /* somebody who just touches a page there is in the way for a moment */
+#define PAUSE_NS   200000
 
 static uint64_t round_up(uint64_t n, uint64_t to)
 {
@@ -62,11 +65,15 @@ void map_huge(void *addr, uint64_t bytes)
 {
 	const uint64_t skip = round_up((uintptr_t)addr, MAP_HUGE_BYTES) - (uintptr_t)addr;
 	uint8_t *from = (uint8_t *)addr + skip;
+	const struct timespec pause = {.tv_nsec = PAUSE_NS};
 	uint64_t n = bytes > skip ? (bytes - skip) & ~(MAP_HUGE_BYTES - 1) : 0;
 
 	for (uint64_t at = 0; at < n; at += MAP_HUGE_BYTES)
 		if (madvise(from + at, PAGE_BYTES, MADV_POPULATE_WRITE) < 0)
 			n = at;
-	if (n)
-		madvise(from, n, MADV_COLLAPSE);
+	for (unsigned i = 1; n && madvise(from, n, MADV_COLLAPSE) < 0; i++) {
+		if (errno != EAGAIN || i == TRIES)
+			break;
+		nanosleep(&pause, NULL);
+	}
 }
