@@ -550,6 +550,7 @@ void disk_drop(struct disk *d)
 		d->epochs = e->next;
 		free(e);
 	}
+	bulk_free(&d->found);
 	free(d);
 }
 

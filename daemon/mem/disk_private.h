@@ -8,6 +8,7 @@
 
 #include "daemon/base/loop.h"
 #include "daemon/io/io.h"
+#include "daemon/mem/bulk.h"
 #include "daemon/mem/disk.h"
 #include "daemon/mem/disk_format.h"
 
@@ -107,7 +108,7 @@ struct disk_segment {
 		*free_epoch; /* nothing lives here, and it has to be free before this one is over */
 	uint32_t edit_from;  /* no item before has something to do */
 	struct disk_segment *next; /* free list; list of edits */
-	struct fmt_record *found;  /* [n_items], from disk_open() to disk_recover() */
+	struct fmt_record *found; /* [n_items], of disk.found; from disk_open() to disk_recover() */
 };
 
 struct disk_device {
@@ -171,6 +172,7 @@ struct disk {
 	uint64_t wear_at;
 	uint64_t bad_logged_at, refused_logged_at;
 	struct disk_stat stat;
+	struct bulk found; /* what was read at the start, until it was told */
 };
 
 /* ---- disk.c ---- */

@@ -9,6 +9,7 @@
  * Whatever is read is checked by disk_format; a count never allocates more than what was read.
  */
 #include <errno.h>
+#include <stdalign.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,6 +22,7 @@
 
 struct recovery {
 	struct disk *disk;
+	struct bulk buffers;
 	unsigned active;
 	int error; /* no memory */
 };
@@ -32,9 +34,11 @@ struct scan {
 	uint32_t *next; /* of the device's segments: who is the next to be looked at */
 	struct disk_segment *segment;
 	struct fmt_segment is; /* generation 0: neither trailer nor header has been seen */
-	uint8_t *buffer;
-	uint32_t buffer_pages;
-	uint32_t page, pages; /* what is read */
+	uint8_t *tail;         /* [TAIL_PAGES], of recovery.buffers */
+	uint8_t *large;        /* what does not fit there is read to */
+	uint32_t large_pages;
+	uint8_t *buffer; /* one of the two: what is read, */
+	uint32_t page, pages;
 	uint32_t sequence;
 	struct fmt_record *found;
 	uint32_t n_found, found_size;
@@ -48,11 +52,12 @@ static void walk_read(struct dev_request *q, int error);
 static void scan_read(
 	struct scan *s, uint32_t page, uint32_t pages, void (*then)(struct dev_request *, int))
 {
-	if (pages > s->buffer_pages) {
-		free(s->buffer);
-		s->buffer = aligned_alloc(DISK_PAGE, (size_t)pages * DISK_PAGE);
-		s->buffer_pages = s->buffer ? pages : 0;
+	if (pages > TAIL_PAGES && pages > s->large_pages) {
+		free(s->large);
+		s->large = aligned_alloc(DISK_PAGE, (size_t)pages * DISK_PAGE);
+		s->large_pages = s->large ? pages : 0;
 	}
+	s->buffer = pages > TAIL_PAGES ? s->large : s->tail;
 	s->page = page;
 	s->pages = pages;
 	s->q.iov.iov_base = s->buffer;
@@ -79,15 +84,18 @@ static const struct fmt_page *read_page(const struct scan *s, uint32_t page)
 	return (const struct fmt_page *)(s->buffer + (size_t)(page - s->page) * DISK_PAGE);
 }
 
+/* A smaller room is left behind, until all of it goes. */
 static int room_for(struct scan *s, uint32_t n)
 {
-	void *to;
+	struct fmt_record *to;
 
 	if (n <= s->found_size)
 		return 0;
-	to = realloc(s->found, n * sizeof(*s->found));
+	to = bulk_alloc(&s->recovery->disk->found, alignof(struct fmt_record), n * sizeof(*to));
 	if (!to)
 		return -ENOMEM;
+	if (s->n_found)
+		memcpy(to, s->found, s->n_found * sizeof(*to));
 	s->found = to;
 	s->found_size = n;
 	return 0;
@@ -151,11 +159,9 @@ static void scan_taken(struct scan *s, uint32_t summary)
 	seg->salt = s->is.salt;
 	seg->summary = summary;
 	seg->tenant = tenant_of(d, &s->is);
-	if (s->n_found) { /* as large as needed */
-		seg->found = realloc(s->found, s->n_found * sizeof(*s->found));
+	if (s->n_found) {
+		seg->found = s->found;
 		seg->n_items = s->n_found;
-		if (!seg->found)
-			seg->found = s->found;
 		s->found = NULL;
 		s->found_size = 0;
 	}
@@ -271,7 +277,7 @@ static void summary_take(struct scan *s)
 {
 	const struct fmt_where w = where(s);
 	/* all its pages have been read: no more than they can hold */
-	const int none = room_for(s, s->is.summary_pages * FMT_PER_PAGE);
+	const int none = room_for(s, s->is.n_records);
 
 	for (uint32_t i = 0; i < s->is.summary_pages; i++) {
 		const struct fmt_page *p = read_page(s, s->is.summary + i);
@@ -332,8 +338,7 @@ static void scan_next(struct scan *s)
 
 	if (*s->next == s->dev->super.n_segments || s->recovery->error < 0) {
 		s->recovery->active--;
-		free(s->buffer);
-		free(s->found);
+		free(s->large);
 		free(s);
 		return;
 	}
@@ -348,11 +353,15 @@ static void scans_start(struct recovery *r, struct disk_device *dev, uint32_t *n
 	for (unsigned i = 0; i < SCANS && i < dev->super.n_segments; i++) {
 		struct scan *s = calloc(1, sizeof(*s));
 
-		if (!s) {
+		void *tail = bulk_alloc(&r->buffers, DISK_PAGE, TAIL_PAGES * DISK_PAGE);
+
+		if (!s || !tail) {
+			free(s);
 			r->error = -ENOMEM;
 			return;
 		}
 		s->recovery = r;
+		s->tail = tail;
 		s->dev = dev;
 		s->next = next;
 		r->active++;
@@ -377,5 +386,6 @@ int recover_read(struct disk *d, struct loop *loop)
 			log_warning("records of a disk are damaged, what they say of is lost",
 				"path=\"%s\" pages=%llu", d->devices[i]->path,
 				(unsigned long long)d->devices[i]->damaged);
+	bulk_free(&r.buffers);
 	return r.error;
 }

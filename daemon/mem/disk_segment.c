@@ -106,7 +106,6 @@ void segment_clear(struct disk_segment *s)
 		free(s->open);
 	}
 	free(s->items);
-	free(s->found);
 	*s = (struct disk_segment){
 		.dev = s->dev,
 		.number = s->number,

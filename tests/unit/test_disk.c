@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The log store on real files: what goes in comes out, also after a restart, and nothing else does. */
 #include <errno.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -8,9 +9,11 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
+#include "daemon/mem/disk_private.h"
 #include "tests/unit/disk_fixture.h"
 
 static struct fixture f;
@@ -110,6 +113,57 @@ static void test_again(void **state)
 	fix_kill(&f, false);
 	fix_open(&f);
 	assert_false(f.plane[2].there);
+	fix_free(&f);
+}
+
+static off_t where(struct disk_place at)
+{
+	const struct disk_segment *s = segment_at(f.d, at);
+
+	assert_non_null(s);
+	return (off_t)segment_offset(s, s->items[at.item].page);
+}
+
+static void write_at(off_t at, const void *bytes, size_t n)
+{
+	const int fd = open(f.path[0], O_WRONLY | O_CLOEXEC);
+
+	assert_true(fd >= 0 && pwrite(fd, bytes, n, at) == (ssize_t)n);
+	close(fd);
+}
+
+/* The later copy is half written: the earlier one holds, and the later one counts for nothing from then on, whole or not. */
+static void test_half_written(void **state)
+{
+	static const uint8_t junk[64] = {1, 2, 3};
+	struct plane *p;
+	off_t later;
+
+	(void)state;
+	fix_new(&f, 1, 16);
+	fix_open(&f);
+	put_all(0, 4, 1, 500); /* in the segment of both copies, so that it stays */
+	p = &f.plane[2];
+	assert_int_equal(plane_put(p), 0);
+	later = where(p->at);
+	assert_int_equal(fix_sync(&f), 0);
+	fix_kill(&f, false);
+	write_at(later + p->bytes / 2, junk, sizeof(junk));
+	for (unsigned i = 0; i < 2; i++) {
+		fix_open(&f);
+		expect_all(0, 4);
+		assert_true(where(p->at) != later);
+		assert_int_equal(fix_sync(&f), 0);
+		fix_kill(&f, false);
+	}
+	write_at(later, p->payload, p->bytes);
+	fix_open(&f);
+	assert_true(where(p->at) != later);
+	disk_erase(f.d, p->at);
+	assert_int_equal(fix_sync(&f), 0);
+	fix_kill(&f, false);
+	fix_open(&f);
+	assert_false(p->there);
 	fix_free(&f);
 }
 
@@ -335,6 +389,7 @@ int main(void)
 		cmocka_unit_test(test_store_load),
 		cmocka_unit_test(test_erase),
 		cmocka_unit_test(test_again),
+		cmocka_unit_test(test_half_written),
 		cmocka_unit_test(test_clean),
 		cmocka_unit_test(test_full),
 		cmocka_unit_test(test_limit),
