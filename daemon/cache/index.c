@@ -244,6 +244,8 @@ uint32_t index_find(const struct index *x, uint32_t layout, const struct kvg_key
 {
 	uint64_t at = kvg_key_bucket(key, x->n_buckets);
 
+	if (!x->end)
+		return KVG_SLOT_NONE; /* and no memory for buckets that nobody has written */
 	for (uint64_t probes = 0; probes < probes_max(x); probes++) {
 		const struct kvg_shm_bucket *b = &x->buckets[at];
 
@@ -264,6 +266,11 @@ uint32_t index_find(const struct index *x, uint32_t layout, const struct kvg_key
 		at = (at + 1) & (x->n_buckets - 1);
 	}
 	return KVG_SLOT_NONE;
+}
+
+void index_prefetch(const struct index *x, const struct kvg_key *key)
+{
+	__builtin_prefetch(&x->buckets[kvg_key_bucket(key, x->n_buckets)], 1);
 }
 
 /* ---- entries ---- */

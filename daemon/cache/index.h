@@ -49,6 +49,8 @@ int index_insert(struct index *x, const struct index_block *b, struct kvg_handle
 
 /* Slot of the live block, KVG_SLOT_NONE. layout 0: of any layout. */
 uint32_t index_find(const struct index *x, uint32_t layout, const struct kvg_key *key);
+/* Where this key would be looked for, or inserted, will be needed soon. */
+void index_prefetch(const struct index *x, const struct kvg_key *key);
 
 /*
  * The planes that readers see from now on; held 0 hides the whole block. May be put back. The caller

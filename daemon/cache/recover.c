@@ -8,24 +8,35 @@
 #include "daemon/cache/mover.h"
 
 #include <errno.h>
+#include <stdalign.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "daemon/base/log.h"
+#include "daemon/base/order.h"
 #include "daemon/cache/keep.h"
 #include "daemon/cache/tenant.h"
+#include "daemon/mem/bulk.h"
+
+#define AHEAD 8u /* blocks whose memory is asked for before it is looked at */
 
 struct candidate {
-	struct block *block; /* not in the index or the tree yet */
+	struct block *block; /* not in the index or the tree yet; NULL: it was discarded */
 	struct kvg_key parent;
 	bool has_parent;
+};
+
+/* The hash stands here so that a block is looked at only when it is the one: it is in no cache. */
+struct way {
+	uint32_t hash;
+	uint32_t candidate; /* 1 + number */
 };
 
 struct recovery {
 	struct cache *cache;
 	struct candidate *candidate; /* [n] */
 	size_t n, room;
-	uint32_t *table; /* [mask + 1]: 1 + candidate, by key */
+	struct way *table; /* [mask + 1], by layout and key */
 	size_t mask;
 	struct block **here; /* [n_here]: blocks in the index that got planes */
 	size_t n_here, here_room;
@@ -36,32 +47,43 @@ struct recovery {
 
 /* ---- finding again ---- */
 
-static uint64_t hash_of(const struct kvg_key *key)
+static uint32_t hash_of(const struct kvg_key *key)
 {
 	uint64_t h;
 
 	memcpy(&h, key->b + 16, sizeof(h));
-	return h * 0x9e3779b97f4a7c15ull >> 16;
+	return (uint32_t)(h * 0x9e3779b97f4a7c15ull >> 32);
 }
 
-static uint32_t *find(struct recovery *r, const struct cache_layout *l, const struct kvg_key *key)
+/* Where it stands, or would. */
+static struct way *find(struct recovery *r, const struct cache_layout *l, const struct kvg_key *key)
 {
-	size_t at = hash_of(key) & r->mask;
+	const uint32_t hash = hash_of(key);
+	size_t at = hash & r->mask;
 
-	for (; r->table[at]; at = (at + 1) & r->mask) {
-		const struct block *b = r->candidate[r->table[at] - 1].block;
+	for (; r->table[at].candidate; at = (at + 1) & r->mask) {
+		const struct block *b = r->candidate[r->table[at].candidate - 1].block;
 
-		if (b->layout == l && !memcmp(&b->key, key, sizeof(*key)))
+		if (r->table[at].hash == hash && b && b->layout == l &&
+			!memcmp(&b->key, key, sizeof(*key)))
 			break;
 	}
 	return &r->table[at];
 }
 
+static struct block *find_candidate(
+	struct recovery *r, const struct cache_layout *l, const struct kvg_key *key)
+{
+	const struct way *w = r->n ? find(r, l, key) : NULL;
+
+	return w && w->candidate ? r->candidate[w->candidate - 1].block : NULL;
+}
+
 static int grow(struct recovery *r)
 {
-	const size_t room = r->room ? 2 * r->room : 1024;
+	const size_t room = r->room ? 2 * r->room : 1024, old = r->table ? r->mask + 1 : 0;
 	struct candidate *c = reallocarray(r->candidate, room, sizeof(*c));
-	uint32_t *table;
+	struct way *table;
 
 	if (!c)
 		return -ENOMEM;
@@ -71,12 +93,18 @@ static int grow(struct recovery *r)
 		free(table);
 		return -ENOMEM;
 	}
-	free(r->table);
-	r->table = table;
 	r->mask = 2 * room - 1;
 	r->room = room;
-	for (size_t i = 0; i < r->n; i++)
-		*find(r, c[i].block->layout, &c[i].block->key) = (uint32_t)i + 1;
+	for (size_t i = 0; i < old; i++) {
+		size_t at = r->table[i].hash & r->mask;
+
+		while (table[at].candidate)
+			at = (at + 1) & r->mask;
+		if (r->table[i].candidate)
+			table[at] = r->table[i];
+	}
+	free(r->table);
+	r->table = table;
 	return 0;
 }
 
@@ -164,20 +192,20 @@ static struct block *remember_here(struct recovery *r, struct block *b)
 static struct block *candidate_for(
 	struct recovery *r, struct cache_layout *l, const struct disk_record *record)
 {
-	uint32_t *at;
+	struct way *at;
 	struct block *b;
 
 	if (r->n == r->room && grow(r) < 0)
 		return NULL;
 	at = find(r, l, &record->key);
-	if (*at)
-		return r->candidate[*at - 1].block;
+	if (at->candidate)
+		return r->candidate[at->candidate - 1].block;
 	b = block_of_record(l->tenant, l, record);
 	if (!b)
 		return NULL;
 	r->candidate[r->n] = (struct candidate){
 		.block = b, .parent = record->parent, .has_parent = record->has_parent};
-	*at = (uint32_t)++r->n;
+	*at = (struct way){.hash = hash_of(&record->key), .candidate = (uint32_t)++r->n};
 	return b;
 }
 
@@ -238,17 +266,19 @@ static uint8_t unbroken(const struct block *b)
  * Erased, or what is left of a purge that was cut short would come back when its parent is put again. But if the index was too
  * small for some, a larger one may have them the next time.
  */
-static void discard(const struct recovery *r, struct block *b)
+static void discard(struct candidate *c, bool erase)
 {
-	block_forget(b, UINT8_MAX, !r->full);
-	free(b);
+	block_forget(c->block, UINT8_MAX, erase);
+	free(c->block);
+	c->block = NULL;
 }
 
-static int by_depth(const void *a, const void *b)
+/* Entered already, or in the index from the beginning. */
+static struct block *find_parent(struct recovery *r, const struct candidate *c)
 {
-	const struct candidate *x = a, *y = b;
+	struct block *b = find_candidate(r, c->block->layout, &c->parent);
 
-	return (x->block->depth > y->block->depth) - (x->block->depth < y->block->depth);
+	return b ? b : block_find(c->block->tenant, c->block->layout->id, &c->parent);
 }
 
 static bool enter(struct recovery *r, struct candidate *c)
@@ -256,7 +286,7 @@ static bool enter(struct recovery *r, struct candidate *c)
 	struct block *b = c->block, *parent = NULL;
 
 	if (c->has_parent) {
-		parent = block_find(b->tenant, b->layout->id, &c->parent);
+		parent = find_parent(r, c);
 		if (!parent || parent->layout != b->layout || parent->depth + 1 != b->depth) {
 			r->orphans++;
 			return false;
@@ -291,17 +321,72 @@ static void cut_missing(struct recovery *r, struct cache_tenant *t)
 	}
 }
 
-static void enter_all(struct recovery *r)
+static void prefetch_block(const struct block *b)
+{
+	const size_t bytes = sizeof(*b) + KVG_PLANES_MAX * sizeof(b->plane[0]);
+
+	for (size_t at = 0; at < bytes; at += 64)
+		__builtin_prefetch((const uint8_t *)b + at, 1);
+}
+
+/* Twice: of a block and its parent only then it is known where. */
+static void prefetch(struct recovery *r, const struct ordered *turn, size_t i)
+{
+	if (i + 2 * AHEAD < r->n)
+		prefetch_block(r->candidate[turn[i + 2 * AHEAD].number].block);
+	if (i + AHEAD < r->n) {
+		const struct candidate *c = &r->candidate[turn[i + AHEAD].number];
+		const struct way *w = &r->table[hash_of(&c->parent) & r->mask];
+		const struct block *parent = w->candidate ? r->candidate[w->candidate - 1].block
+							  : NULL;
+
+		index_prefetch(c->block->tenant->index, &c->block->key);
+		if (parent)
+			__builtin_prefetch(&parent->key);
+	}
+}
+
+/* Parents first. */
+static struct ordered *by_depth(const struct recovery *r, struct bulk *memory)
+{
+	struct ordered *turn = bulk_alloc(memory, alignof(struct ordered), r->n * sizeof(*turn));
+	struct ordered *spare = bulk_alloc(memory, alignof(struct ordered), r->n * sizeof(*turn));
+
+	if (!turn || !spare)
+		return NULL;
+	for (size_t i = 0; i < r->n; i++)
+		turn[i] = (struct ordered){
+			.key = r->candidate[i].block->depth, .number = (uint32_t)i};
+	return order_sort(turn, spare, r->n);
+}
+
+static int enter_candidates(struct recovery *r)
+{
+	struct bulk memory = {0};
+	const struct ordered *turn = by_depth(r, &memory);
+
+	for (size_t i = 0; i < r->n; i++) {
+		struct candidate *c = &r->candidate[turn ? turn[i].number : i];
+
+		if (!turn) {
+			discard(c, false);
+			continue;
+		}
+		prefetch(r, turn, i);
+		if (!enter(r, c))
+			discard(c, !r->full);
+	}
+	bulk_free(&memory);
+	return turn ? 0 : -ENOMEM;
+}
+
+static int enter_all(struct recovery *r)
 {
 	for (size_t i = 0; i < r->n_here; i++)
 		block_regain(r->here[i], unbroken(r->here[i]));
 	for (struct cache_tenant *t = r->cache->tenants; t; t = t->next)
 		cut_missing(r, t);
-	if (r->n)
-		qsort(r->candidate, r->n, sizeof(*r->candidate), by_depth);
-	for (size_t i = 0; i < r->n; i++)
-		if (!enter(r, &r->candidate[i]))
-			discard(r, r->candidate[i].block);
+	return r->n ? enter_candidates(r) : 0;
 }
 
 int mover_recover(struct cache *c)
@@ -319,7 +404,8 @@ int mover_recover(struct cache *c)
 	if (!c->disk)
 		return 0;
 	error = disk_recover(c->disk, &found);
-	enter_all(&r);
+	if (enter_all(&r) < 0)
+		error = -ENOMEM;
 	for (struct cache_tenant *t = c->tenants; t; t = t->next)
 		tenant_gauges(t);
 	if (r.recovered || r.n_here || r.orphans || r.unknown || r.missing)

@@ -297,6 +297,35 @@ static void test_drained_then_cold(void **state)
 	}
 }
 
+/* ---- a parent that is kept, and a child that the disk alone knows ---- */
+
+static void put_and_forget_leaves(void *unused)
+{
+	put_and_drain(unused);
+	for (unsigned i = CHAIN - 1; i < SEEDS; i += CHAIN) {
+		struct block *b = block_find(f.tenant, f.layout->id, &key[i]);
+
+		assert(block_below(b) == b->planes);
+		if (b->mapped)
+			policy_remove(f.tenant->policy, &b->node, false);
+		index_set_planes(f.tenant->index, b->handle.slot, 0, 0);
+		b->parent->n_children--;
+		block_free(b, false);
+	}
+	assert(cache_check(f.cache) == 0);
+}
+
+static void test_leaves_on_disk_alone(void **state)
+{
+	(void)state;
+	format();
+	live(put_and_forget_leaves, NULL);
+	live(look_at_all, NULL);
+	drop_all();
+}
+
+/* ---- killed ---- */
+
 /* Of what only memory had nothing is left; the rest is right. */
 static void test_killed_then_cold(void **state)
 {
@@ -437,6 +466,7 @@ int main(void)
 		cmocka_unit_test(test_killed_at_any_moment),
 		cmocka_unit_test(test_killed_while_the_log_makes_room),
 		cmocka_unit_test(test_drained_then_cold),
+		cmocka_unit_test(test_leaves_on_disk_alone),
 		cmocka_unit_test(test_killed_then_cold),
 		cmocka_unit_test(test_purged_then_killed),
 		cmocka_unit_test(test_another_disk),
