@@ -201,7 +201,7 @@ static struct policy_node *policy_parent(const struct block *parent)
 static struct block *block_new(struct cache_tenant *t, struct cache_layout *l,
 	const struct kvg_key *key, uint32_t n_planes)
 {
-	struct block *b = calloc(1, sizeof(*b) + n_planes * sizeof(b->plane[0]));
+	struct block *b = slab_alloc(&t->cache->blocks[n_planes - 1]);
 
 	if (!b)
 		return NULL;
@@ -211,6 +211,23 @@ static struct block *block_new(struct cache_tenant *t, struct cache_layout *l,
 	b->n_planes = n_planes;
 	memcpy(&b->node.key_hash, key->b, sizeof(b->node.key_hash));
 	return b;
+}
+
+void block_unmake(struct block *b)
+{
+	slab_free(&b->tenant->cache->blocks[b->n_planes - 1], b);
+}
+
+void blocks_init(struct cache *c)
+{
+	for (uint32_t i = 0; i < KVG_PLANES_MAX; i++)
+		c->blocks[i].size = sizeof(struct block) + (i + 1) * sizeof(struct block_plane);
+}
+
+void blocks_fini(struct cache *c)
+{
+	for (uint32_t i = 0; i < KVG_PLANES_MAX; i++)
+		slab_fini(&c->blocks[i]);
 }
 
 /* The next plane that has pairs. bytes: in whole pages. */
@@ -338,14 +355,14 @@ int block_publish(struct cache_tenant *t, struct cache_layout *l, const struct p
 		return -ENOMEM;
 	r = policy_insert(t->policy, &b->node);
 	if (r < 0) {
-		free(b);
+		block_unmake(b);
 		return r;
 	}
 	describe(b, &shown);
 	r = index_insert(t->index, &shown, &b->handle);
 	if (r < 0) { /* a slot was set aside, so it is the key */
 		policy_remove(t->policy, &b->node, false);
-		free(b);
+		block_unmake(b);
 		return r;
 	}
 	enter(b);
@@ -394,7 +411,7 @@ int block_adopt(struct cache_tenant *t, struct cache_layout *l, const struct blo
 		return -ENOMEM;
 	r = b->mapped ? policy_insert(t->policy, &b->node) : 0;
 	if (r < 0) {
-		free(b);
+		block_unmake(b);
 		return r;
 	}
 	if (b->mapped && b->mapped != b->planes)
@@ -587,7 +604,7 @@ void block_leave(struct block *b)
 	below_take(b);
 	t->n_blocks--;
 	cache_layout_drop(b->layout);
-	free(b);
+	block_unmake(b);
 }
 
 void block_free(struct block *b, bool erase)

@@ -68,6 +68,10 @@ struct block {
 	struct block_plane plane[]; /* [n_planes] */
 };
 
+/* Where they come from; at the end there are none. */
+void blocks_init(struct cache *c);
+void blocks_fini(struct cache *c);
+
 static inline struct block *block_of(struct policy_node *n)
 {
 	return (struct block *)((char *)n - offsetof(struct block, node));
@@ -92,9 +96,11 @@ struct block_found {
 };
 int block_adopt(struct cache_tenant *t, struct cache_layout *l, const struct block_found *f,
 	struct block *parent, struct block **ret);
-/* Of a block that the tier below knows of, not in the index or the tree yet; planes have no place. free() it, or: */
+/* Of a block that the tier below knows of, not in the index or the tree yet; planes have no place. */
 struct block *block_of_record(
 	struct cache_tenant *t, struct cache_layout *l, const struct disk_record *r);
+/* It, again; or: */
+void block_unmake(struct block *b);
 /* `held` lies below, nothing of it is mapped. -ENOSPC: no slot for it. */
 int block_enter_below(struct block *b, struct block *parent);
 /* Hidden from readers, out of the policy, unpinned and childless: gives everything back. erase: no restart finds it again. */

@@ -112,6 +112,7 @@ int cache_new(const struct cache_options *o, struct cache **ret)
 	c->o = *o;
 	c->loop = o->loop;
 	c->counters = o->counters;
+	blocks_init(c);
 	verifications_init(c);
 	r = start(c);
 	if (r < 0) {
@@ -134,6 +135,7 @@ struct cache *cache_free(struct cache *c)
 	c->tick_timer = loop_del_timer(c->tick_timer);
 	c->evict_timer = loop_del_timer(c->evict_timer);
 	tenants_free(c);
+	blocks_fini(c);
 	pool_free(c->pool);
 	layout_gates_free(c);
 	key_hasher_free(c->hasher);

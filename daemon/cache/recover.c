@@ -269,7 +269,7 @@ static uint8_t unbroken(const struct block *b)
 static void discard(struct candidate *c, bool erase)
 {
 	block_forget(c->block, UINT8_MAX, erase);
-	free(c->block);
+	block_unmake(c->block);
 	c->block = NULL;
 }
 

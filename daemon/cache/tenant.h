@@ -19,6 +19,7 @@
 #include "daemon/cache/purge.h"
 #include "daemon/cache/verify.h"
 #include "daemon/mem/pool.h"
+#include "daemon/mem/slab.h"
 
 #define TENANT_MODELS_MAX 256 /* floors of their own; an administrator's, so few */
 
@@ -88,6 +89,7 @@ struct cache {
 	struct loop *loop;
 	struct counters *counters;
 	struct pool *pool;
+	struct slab blocks[KVG_PLANES_MAX]; /* by how many planes they have, less one */
 	struct cache_gate *gates;
 	struct cache_tenant *tenants;
 	uint32_t last_number; /* that a tenant has, or had */

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 file(GLOB PACK CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/daemon/cache/pack*.c)
 kvg_test(test_arena SOURCES test_arena.c LIBS kvmem LABELS unit)
-kvg_test(test_bulk SOURCES test_bulk.c LIBS kvmem LABELS unit)
+foreach(name bulk slab)
+	kvg_test(test_${name} SOURCES test_${name}.c LIBS kvmem LABELS unit)
+endforeach()
 kvg_test(test_segment SOURCES test_segment.c LIBS kvmem LABELS unit)
 foreach(name pool pool_room)
 	kvg_test(test_${name} SOURCES test_${name}.c pool_fixture.c LIBS kvmem LABELS unit)
