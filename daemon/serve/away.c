@@ -145,6 +145,26 @@ static int find_one(struct park *park, const struct parked *name, int fd, struct
 	return r;
 }
 
+/*
+ * A daemon that was killed between the two has parked the process alone: its session was just being made, and had pinned
+ * nothing, or was just being taken back.
+ */
+static void drop_without_page(struct park *park)
+{
+	const char *name;
+	struct parked p;
+
+	for (unsigned i = 0; (name = park_name(park, i)); i++) {
+		const bool is_process = parked_parse(name, &p) && p.kind == PARKED_PROCESS;
+		const int fd = is_process ? park_take(park, i) : -1;
+
+		if (fd < 0)
+			continue;
+		close(fd);
+		park_drop(park, name);
+	}
+}
+
 /* Pages of processes that are gone pin nothing any more. */
 static int find_all(struct park *park, struct all_found *ret)
 {
@@ -181,6 +201,7 @@ static int find_all(struct park *park, struct all_found *ret)
 		found_fini(f);
 		drop(park, &p);
 	}
+	drop_without_page(park);
 	return 0;
 }
 

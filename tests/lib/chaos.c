@@ -213,6 +213,7 @@ void chaos_run(const struct chaos_options *o, struct chaos_result *ret)
 	ret->refused = x.shared->refused;
 	ret->lost = x.shared->lost;
 	ret->wrong += daemon_logged(&x.daemon, "defect");
+	ret->useless = daemon_logged(&x.daemon, "is of no use");
 	assert(daemon_stop(&x.daemon) == 0);
 	if (getenv("KVGATE_CHAOS_LOG")) /* to be looked at */
 		rename(x.daemon.log, getenv("KVGATE_CHAOS_LOG"));

@@ -55,6 +55,7 @@ struct chaos_result {
 	uint64_t deeds[CHAOS_DEEDS], blocks, bytes, refused;
 	uint64_t wrong; /* clients that saw a wrong byte, or anything else that cannot be */
 	uint64_t lost;
+	bool useless; /* something was parked that no daemon knew what to do with */
 	double pages, pins, sessions,
 		staging;     /* bytes, blocks that a purge of everything left, ... */
 	int fds, keeper_fds; /* more than at the beginning */

@@ -48,6 +48,7 @@ static void test_chaos(void **state)
 	assert_true(r.pages == 0 && r.pins == 0 && r.sessions == 0 && r.staging == 0);
 	assert_int_equal(r.fds, 0);
 	assert_int_equal(r.keeper_fds, 0);
+	assert_false(r.useless);
 }
 
 int main(void)
