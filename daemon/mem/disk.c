@@ -173,7 +173,7 @@ static void synced_all(struct epoch *e)
 
 	for (; s; s = next) {
 		next = s->next;
-		s->error = e->error;
+		s->error = e->error ? e->error : e->disk->unsure ? -EROFS : 0;
 		s->done(s);
 	}
 	free(e);
@@ -233,6 +233,7 @@ void disk_sync(struct disk *d, struct disk_sync *s)
 {
 	s->next = NULL;
 	s->error = 0;
+	edit_again(d);
 	*d->epoch->syncs_end = s;
 	d->epoch->syncs_end = &s->next;
 	disk_wake(d);

@@ -149,7 +149,10 @@ void disk_forget(struct disk *d, struct disk_place p);
 /* The same for good: no restart finds it again, once disk_sync() is done. */
 void disk_erase(struct disk *d, struct disk_place p);
 
-/* done when everything that was stored, and erased, before is durable. */
+/*
+ * done when everything that was stored, and erased, before is durable. After an error a restart may find again what was erased, and
+ * the next one tries again.
+ */
 struct disk_sync {
 	struct disk_sync *next;
 	unsigned waiting; /* disk's own */

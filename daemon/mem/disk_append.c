@@ -9,7 +9,8 @@
  * will have to close the segment.
  *
  * Chunks of a segment may end in any order, and are believed in theirs: recovery finds a chunk by the one before. So one that
- * fails takes those behind it along, and the segment is closed with what stood before.
+ * fails takes those behind it along, and the segment is closed with what stood before. What failed may stand there all the same,
+ * in part or as a whole: its records are made void, or a start would find what was stored elsewhere since, and erased.
  */
 #include <assert.h>
 #include <errno.h>
@@ -115,6 +116,14 @@ static void chunk_good(struct chunk *c)
 			item_adopt(s, c->first_item + i, c->entries[i].store->item);
 }
 
+static void chunk_void(struct chunk *c)
+{
+	struct disk_segment *s = c->segment;
+
+	for (uint32_t i = c->first_item; i < s->n_items && i - c->first_item < c->n; i++)
+		edit_void(s, i, NULL);
+}
+
 /* In their order; the stores' owners are told, and may do anything. */
 static void chunk_over(struct chunk *c)
 {
@@ -126,8 +135,7 @@ static void chunk_over(struct chunk *c)
 		c->error = -EIO;
 	if (c->error < 0) {
 		s->open->poisoned = true;
-		if (s->n_items > c->first_item)
-			s->n_items = c->first_item;
+		chunk_void(c);
 	}
 	if (c->error == 0)
 		chunk_good(c);

@@ -5,6 +5,9 @@
  * lives is not edited but freed: that takes all its records along.
  *
  * Not while the summary is being written: it has the flag of what was erased before, and is edited after.
+ *
+ * What fails is told to the sync that waits for it, and tried again for the next one: who erases a newer copy then has to be sure
+ * of the older ones as well.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -77,8 +80,25 @@ static void over(struct edit *e, int error)
 	free(e);
 }
 
+/* The items whose records stand on this page, from e->first on. */
+static bool on_page(const struct edit *e, uint32_t i)
+{
+	const struct disk_segment *s = e->segment;
+
+	return i < s->n_items && i - e->first < FMT_PER_PAGE &&
+		(e->summary || s->items[i].head == e->at);
+}
+
 static void failed(struct edit *e, int error)
 {
+	struct disk_segment *s = e->segment;
+
+	for (uint32_t i = e->first; on_page(e, i); i++)
+		if (item_flags(&s->items[i]))
+			s->items[i].flags |= e->summary ? ITEM_TODO_SUMMARY : ITEM_TODO_HEAD;
+	if (e->first < s->edit_from)
+		s->edit_from = e->first;
+	s->again = s->dev->disk->again = true;
 	log_warning("something that was erased may be found again after a restart",
 		"path=\"%s\" segment=%u error=\"%s\"", e->segment->dev->path, e->segment->number,
 		strerror(-error));
@@ -89,19 +109,11 @@ static void written(struct dev_request *q, int error)
 {
 	struct edit *e = (struct edit *)q;
 
+	device_wrote(q->dev, error);
 	if (error < 0)
 		failed(e, error);
 	else
 		next_page(e);
-}
-
-/* The items whose records stand on this page, from e->first on. */
-static bool on_page(const struct edit *e, uint32_t i)
-{
-	const struct disk_segment *s = e->segment;
-
-	return i < s->n_items && i - e->first < FMT_PER_PAGE &&
-		(e->summary || s->items[i].head == e->at);
 }
 
 /* good: the page is one. A damaged one is believed by nobody, and there is nothing to do to it. */
@@ -174,6 +186,27 @@ static void next_page(struct edit *e)
 	}
 	e->q.ended = page_read;
 	dev_submit(s->dev, &e->q, IO_READ, segment_offset(s, e->at), DISK_PAGE);
+}
+
+void edit_again(struct disk *d)
+{
+	if (!d->again)
+		return;
+	d->again = false;
+	for (unsigned n = 0; n < d->n_devices; n++)
+		for (uint32_t i = 0; i < d->devices[n]->super.n_segments; i++) {
+			struct disk_segment *s = &d->devices[n]->segments[i];
+
+			if (!s->again)
+				continue;
+			s->again = false;
+			if (s->state ==
+				SEGMENT_FREEING) /* just being tried, in an older epoch or this one */
+				continue;
+			if (!s->edit_epoch)
+				s->edit_epoch = op_begin(d);
+			queue(s);
+		}
 }
 
 /* false: it has to wait. */

@@ -101,6 +101,7 @@ struct disk_segment {
 	struct open_part *open;
 	bool class; /* 1: of what was moved */
 	bool cleaning, editing, edit_queued;
+	bool again; /* a record could not be changed, or all of it not be freed: the next sync tries again */
 	bool listed; /* in disk.filling */
 	struct disk_segment *next_filling;
 	struct epoch *edit_epoch; /* of edits that wait */
@@ -157,6 +158,8 @@ struct disk {
 	struct loop_timer *timer; /* NULL: disk_close() turns by itself */
 	bool turn_wanted, closing, recovered;
 	bool refused, room_wanted; /* a store was; and something ended since */
+	bool again;                /* some segment has that to do */
+	bool unsure; /* records that are not believed here stay, on a device that takes no more writes */
 	struct disk_device *devices[DISK_DEVICES_MAX];
 	unsigned n_devices, next_device;
 	struct disk_tenant *tenants;
@@ -258,6 +261,7 @@ void clean_free(struct disk_device *dev);
 void edit_erase(
 	struct disk_segment *s, uint32_t item, struct epoch *e); /* NULL: the one that is now */
 void edit_void(struct disk_segment *s, uint32_t item, struct epoch *e); /* it has been moved */
+void edit_again(struct disk *d); /* what has failed; in the epoch that is now */
 void edit_turn(struct disk *d);
 
 /* ---- disk_recover.c, disk_found.c ---- */

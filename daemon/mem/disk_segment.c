@@ -6,7 +6,9 @@
  *	  segment_take()  append_seal()  segment_try_free()
  *
  * A segment is free when neither its first nor its last page says that it is anything: both are overwritten with zeros, and it
- * goes back to the list only when both writes have ended. One that could not be overwritten is BAD until the next start.
+ * goes back to the list only when both writes have ended. What stands in one that could not be overwritten would be found
+ * again: it is tried again for the next sync. On a device that takes no more writes it is BAD until the next start, and no sync
+ * is sure of anything that was erased.
  */
 #include <assert.h>
 #include <errno.h>
@@ -157,16 +159,17 @@ static void freed(struct freeing *f)
 	struct disk *d = s->dev->disk;
 	struct disk_tenant *t = s->tenant;
 
-	segment_clear(s);
-	t->wants_room = false;
 	s->dev->n_freeing--;
 	if (f->error == 0) {
+		segment_clear(s);
 		segment_add_free(s);
+		t->wants_room = false;
+		t->n_segments--;
+		d->room_wanted = true;
 	} else {
-		s->state = SEGMENT_BAD;
+		s->state = SEGMENT_CLOSED;
+		s->again = d->again = true;
 	}
-	t->n_segments--;
-	d->room_wanted = true;
 	disk_wake(d);
 	op_end(d, f->epoch, f->error);
 	free(f);
@@ -186,12 +189,13 @@ static void zeroed(struct freeing *f, int error)
 	struct disk_segment *s = f->segment;
 	struct disk_device *dev = s->dev;
 
+	device_wrote(dev, error);
 	if (error < 0)
 		f->error = error;
 	if (--f->waiting)
 		return;
 	if (f->error < 0)
-		log_warning("a part of a disk cannot be given back, it is not used any more",
+		log_warning("a part of a disk cannot be given back yet",
 			"path=\"%s\" segment=%u error=\"%s\"", dev->path, s->number,
 			strerror(-f->error));
 	if (f->error < 0 || !dev->disk->o.discard) {
@@ -230,6 +234,18 @@ static void free_later(struct disk_segment *s, struct epoch *e)
 		op_end(s->dev->disk, old, 0);
 }
 
+static void give_up(struct disk_segment *s)
+{
+	struct disk *d = s->dev->disk;
+
+	if (s->free_epoch)
+		op_end(d, s->free_epoch, -EROFS);
+	d->unsure = true;
+	s->tenant->n_segments--;
+	segment_clear(s);
+	s->state = SEGMENT_BAD;
+}
+
 void segment_free_for(struct disk_segment *s, struct epoch *e)
 {
 	struct disk_device *dev = s->dev;
@@ -242,13 +258,7 @@ void segment_free_for(struct disk_segment *s, struct epoch *e)
 	s->state = SEGMENT_FREEING;
 	f = dev->no_writes ? NULL : calloc(1, sizeof(*f));
 	if (!f) {
-		struct disk_tenant *t = s->tenant;
-
-		if (s->free_epoch)
-			op_end(dev->disk, s->free_epoch, -EROFS);
-		segment_clear(s);
-		s->state = SEGMENT_BAD;
-		t->n_segments--;
+		give_up(s);
 		return;
 	}
 	dev->n_freeing++;

@@ -249,7 +249,8 @@ static void *found_plane(
 	struct fixture *f = userdata;
 	struct plane *p = &f->plane[r->depth];
 
-	assert(f->notes & 1u << (uintptr_t)owner);
+	if (!(f->notes & 1u << (uintptr_t)owner))
+		return NULL; /* a torn chunk: the record is there, and what it refers to is not */
 	assert(r->depth < PLANES_MAX && p->payload && p->tenant + 1 == (uintptr_t)owner);
 	assert(!memcmp(r, &p->store.record, sizeof(*r)));
 	assert(!p->found++);
