@@ -61,6 +61,21 @@ int map_shared(int fd, uint64_t bytes, int prot, void **ret)
 	return 0;
 }
 
+int map_private(uint64_t bytes, void **ret)
+{
+	void *at = reserve_aligned(bytes);
+
+	if (!at)
+		return -ENOMEM;
+	if (mprotect(at, bytes, PROT_READ | PROT_WRITE) < 0) {
+		munmap(at, bytes);
+		return -ENOMEM;
+	}
+	madvise(at, bytes, MADV_HUGEPAGE); /* a kernel without them says no */
+	*ret = at;
+	return 0;
+}
+
 void map_huge(void *addr, uint64_t bytes)
 {
 	const uint64_t skip = round_up((uintptr_t)addr, MAP_HUGE_BYTES) - (uintptr_t)addr;

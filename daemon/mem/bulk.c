@@ -10,8 +10,10 @@
 
 #include <assert.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
-#include "daemon/mem/huge.h"
+#include "daemon/mem/pieces.h"
+#include "proto/map.h"
 
 #define PAGE ((size_t)4096)
 
@@ -59,13 +61,15 @@ void *bulk_alloc(struct bulk *b, size_t align, size_t bytes)
 	assert(align && align <= PAGE && !(align & (align - 1)));
 	if (bytes > SIZE_MAX / 2)
 		return NULL;
-	if (HUGE_NEVER)
+	if (!PIECES_CUT)
 		return part_add(b, from_heap(align, bytes), 0);
 	skip = -(uintptr_t)b->at & (align - 1);
 	if (!b->parts || skip + bytes > b->left) {
-		const size_t size = ((bytes ? bytes : 1) + HUGE_BYTES - 1) & ~(HUGE_BYTES - 1);
+		const size_t size = ((bytes ? bytes : 1) + MAP_HUGE_BYTES - 1) &
+			~(MAP_HUGE_BYTES - 1);
+		void *map;
 
-		p = part_add(b, huge_map(size), size);
+		p = map_private(size, &map) == 0 ? part_add(b, map, size) : NULL;
 		if (!p)
 			return NULL;
 		b->at = p;

@@ -16,8 +16,10 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
-#include "daemon/mem/huge.h"
+#include "daemon/mem/pieces.h"
+#include "proto/map.h"
 
 #define LINE      64u /* a piece begins where one does */
 #define SIZE_MIN  16u
@@ -46,7 +48,7 @@ static size_t first_at(void)
 
 static uint32_t pieces_of(const struct slab *s)
 {
-	return (uint32_t)((HUGE_BYTES - first_at()) / step_of(s));
+	return (uint32_t)((MAP_HUGE_BYTES - first_at()) / step_of(s));
 }
 
 static void list(struct slab *s, struct slab_part *part)
@@ -68,10 +70,12 @@ static void unlist(struct slab_part *part)
 
 static struct slab_part *part_add(struct slab *s)
 {
-	struct slab_part *part = huge_map(HUGE_BYTES);
+	struct slab_part *part;
+	void *map;
 
-	if (!part)
+	if (map_private(MAP_HUGE_BYTES, &map) < 0)
 		return NULL;
+	part = map;
 	part->slab = s;
 	list(s, part);
 	s->parts++;
@@ -82,7 +86,7 @@ static void part_drop(struct slab *s, struct slab_part *part)
 {
 	unlist(part);
 	s->parts--;
-	munmap(part, HUGE_BYTES);
+	munmap(part, MAP_HUGE_BYTES);
 }
 
 void *slab_alloc(struct slab *s)
@@ -91,7 +95,7 @@ void *slab_alloc(struct slab *s)
 	void *p;
 
 	assert(s->size >= SIZE_MIN && s->size <= SIZE_MAX_);
-	if (HUGE_NEVER)
+	if (!PIECES_CUT)
 		return calloc(1, s->size);
 	part = s->room ? s->room : part_add(s);
 	if (!part)
@@ -110,10 +114,11 @@ void *slab_alloc(struct slab *s)
 
 void slab_free(struct slab *s, void *p)
 {
-	struct slab_part *part = (struct slab_part *)((uintptr_t)p & ~(uintptr_t)(HUGE_BYTES - 1));
+	struct slab_part *part =
+		(struct slab_part *)((uintptr_t)p & ~(uintptr_t)(MAP_HUGE_BYTES - 1));
 	struct piece *piece = p;
 
-	if (HUGE_NEVER || !p) {
+	if (!PIECES_CUT || !p) {
 		free(p);
 		return;
 	}

@@ -81,6 +81,25 @@ static void test_refused(void **state)
 	assert_in_range(address_space(), 0, before + ROUNDS * MIB);
 }
 
+static void test_private(void **state)
+{
+	const uint64_t before = address_space();
+	void *map = &map;
+
+	(void)state;
+	assert_int_equal(map_private(1ull << 60, &map), -ENOMEM);
+	assert_ptr_equal(map, &map);
+	for (unsigned i = 0; i < ROUNDS; i++) {
+		assert_int_equal(map_private(4 * MIB, &map), 0);
+		assert_int_equal((uintptr_t)map % MAP_HUGE_BYTES, 0);
+		for (size_t k = 0; k < 4 * MIB; k += 64)
+			assert_int_equal(((char *)map)[k], 0);
+		memset(map, 1, 4 * MIB);
+		munmap(map, 4 * MIB);
+	}
+	assert_in_range(address_space(), 0, before + ROUNDS * MIB); /* none of it is kept */
+}
+
 static void test_wish(void **state)
 {
 	int fd = memory(8 * MIB);
@@ -127,6 +146,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_address),
 		cmocka_unit_test(test_refused),
+		cmocka_unit_test(test_private),
 		cmocka_unit_test(test_wish),
 		cmocka_unit_test(test_read_only),
 	};

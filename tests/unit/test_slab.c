@@ -7,11 +7,13 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include <cmocka.h>
 
-#include "daemon/mem/huge.h"
+#include "daemon/mem/pieces.h"
 #include "daemon/mem/slab.h"
+#include "proto/map.h"
 
 #define THINGS 20000u
 
@@ -71,12 +73,12 @@ static void test_come_and_go(void **state)
 static void test_parts(void **state)
 {
 	struct slab s = {.size = 1024};
-	const uint32_t each = HUGE_BYTES / 1024 - 1; /* beside the header */
-	unsigned char resident[HUGE_BYTES / 4096];
+	const uint32_t each = MAP_HUGE_BYTES / 1024 - 1; /* beside the header */
+	unsigned char resident[MAP_HUGE_BYTES / 4096];
 	void *last;
 
 	(void)state;
-	if (HUGE_NEVER)
+	if (!PIECES_CUT)
 		skip();
 	for (uint32_t i = 0; i < 5 * each; i++)
 		take(&s, i);
@@ -96,7 +98,7 @@ static void test_parts(void **state)
 	last = s.room;
 	slab_fini(&s);
 	assert_int_equal(s.parts, 0);
-	assert_true(mincore(last, HUGE_BYTES, resident) < 0 && errno == ENOMEM); /* unmapped */
+	assert_true(mincore(last, MAP_HUGE_BYTES, resident) < 0 && errno == ENOMEM); /* unmapped */
 }
 
 int main(void)
