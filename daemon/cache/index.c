@@ -30,6 +30,7 @@
 #include <unistd.h>
 
 #include "daemon/mem/memfd.h"
+#include "proto/map.h"
 #include "proto/plane.h"
 
 #define SWEEP_BYTES                                                                                \
@@ -64,11 +65,11 @@ static void geometry(uint64_t n_slots, struct kvg_shm_index *ret)
 
 int index_map(struct index *x)
 {
-	void *p =
-		mmap(NULL, x->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, x->fd, 0);
+	void *p;
+	const int r = map_shared(x->fd, x->bytes, PROT_READ | PROT_WRITE, &p);
 
-	if (p == MAP_FAILED)
-		return -errno;
+	if (r < 0)
+		return r;
 	x->map = p;
 	madvise(p, x->bytes, MADV_HUGEPAGE); /* a hint: lookups miss the TLB less */
 	p = mmap(NULL, x->n_slots * sizeof(*x->free), PROT_READ | PROT_WRITE,
@@ -238,6 +239,16 @@ static void count_path(struct index *x, const struct kvg_key *key, uint64_t pass
 
 	for (; passed; passed--, at = (at + 1) & (x->n_buckets - 1))
 		count_overflow(&x->buckets[at], by);
+}
+
+void index_expect(struct index *x, uint64_t n)
+{
+	const uint64_t free = x->n_slots - x->end, entries = n < free ? n : free;
+
+	/* keys are hashes, mostly: with two for each page of buckets hardly any page is left out */
+	if (n / 2 >= x->n_buckets * sizeof(struct kvg_shm_bucket) / 4096)
+		map_huge(x->map, x->head->entries_off);
+	map_huge(x->entries + x->end, entries * sizeof(struct kvg_shm_entry));
 }
 
 uint32_t index_find(const struct index *x, uint32_t layout, const struct kvg_key *key)

@@ -44,6 +44,8 @@ struct index_block {
 	struct kvg_shm_plane_ref plane[KVG_PLANES_MAX];
 };
 
+/* So many will be inserted at once: their memory is had in huge pages, if the kernel has any. A wish. */
+void index_expect(struct index *x, uint64_t n);
 /* Publishes the block under the next generation of a free slot. -ENOSPC: no slot, or too many keys that begin alike. */
 int index_insert(struct index *x, const struct index_block *b, struct kvg_handle *ret);
 

@@ -346,6 +346,21 @@ static void prefetch(struct recovery *r, const struct ordered *turn, size_t i)
 	}
 }
 
+/* They were told tenant by tenant. */
+static void expect(const struct recovery *r)
+{
+	size_t from = 0;
+
+	for (size_t i = 1; i <= r->n; i++) {
+		struct cache_tenant *t = r->candidate[from].block->tenant;
+
+		if (i < r->n && r->candidate[i].block->tenant == t)
+			continue;
+		index_expect(t->index, i - from);
+		from = i;
+	}
+}
+
 /* Parents first. */
 static struct ordered *by_depth(const struct recovery *r, struct bulk *memory)
 {
@@ -365,6 +380,7 @@ static int enter_candidates(struct recovery *r)
 	struct bulk memory = {0};
 	const struct ordered *turn = by_depth(r, &memory);
 
+	expect(r);
 	for (size_t i = 0; i < r->n; i++) {
 		struct candidate *c = &r->candidate[turn ? turn[i].number : i];
 

@@ -12,7 +12,7 @@
 #define HUGE_BYTES (2ull << 20)
 
 /* Bytes that this process maps by huge pages in the mapping that begins at addr. */
-static uint64_t huge_mapped(const void *addr)
+static inline uint64_t huge_mapped(const void *addr)
 {
 	FILE *f = fopen("/proc/self/smaps", "re");
 	uint64_t kib = 0, found = 0;
@@ -31,7 +31,7 @@ static uint64_t huge_mapped(const void *addr)
 }
 
 /* This kernel gives huge pages for shared memory to those who ask. */
-static bool huge_possible(void)
+static inline bool huge_possible(void)
 {
 	const int fd = memfd_create("probe", MFD_CLOEXEC);
 	uint8_t *p = mmap(NULL, 2 * HUGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *at;

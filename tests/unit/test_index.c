@@ -17,6 +17,9 @@
 
 #include "daemon/cache/index.h"
 #include "proto/plane.h"
+#include "tests/lib/huge.h"
+
+#define MIB (1ull << 20)
 
 static struct index_block block_of_key(const struct kvg_key *key)
 {
@@ -371,6 +374,40 @@ static void test_sweep(void **state)
 	index_free(x);
 }
 
+static uint64_t kernel_bytes(const struct index *x)
+{
+	struct stat st;
+
+	assert_int_equal(fstat(index_fd(x), &st), 0);
+	return (uint64_t)st.st_blocks * 512;
+}
+
+/* Memory for many is had at once, for few it is not; and it is an index as any other. */
+static void test_expect(void **state)
+{
+	enum {
+		SLOTS = 1 << 18,
+		MANY = 1 << 15
+	};
+	struct kvg_key k;
+	struct index *x;
+
+	(void)state;
+	assert_int_equal(index_new(SLOTS, &x), 0);
+	index_expect(x, 2);
+	assert_true(kernel_bytes(x) <= 4096);
+	index_expect(x, MANY);
+	if (huge_possible()) /* of buckets and entries those in whole huge pages */
+		assert_true(kernel_bytes(x) >= (2 + 6) * MIB);
+	assert_true(kernel_bytes(x) <= 4 * MIB + MANY * sizeof(struct kvg_shm_entry) + 4096);
+	for (uint64_t i = 0; i < MANY; i++) {
+		k = key_of(i);
+		assert_int_equal(insert(x, &k).slot, i);
+	}
+	assert_int_equal(index_check(x), 0);
+	index_free(x);
+}
+
 static void test_scan(void **state)
 {
 	enum {
@@ -519,6 +556,7 @@ int main(void)
 		cmocka_unit_test(test_protected),
 		cmocka_unit_test(test_largest),
 		cmocka_unit_test(test_sweep),
+		cmocka_unit_test(test_expect),
 		cmocka_unit_test(test_scan),
 		cmocka_unit_test(test_adopt),
 		cmocka_unit_test(test_adopt_what_is_none),
