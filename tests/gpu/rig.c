@@ -171,24 +171,3 @@ double rig_copy_GBps(struct rig *r)
 	rig_free(r, c.to);
 	return 2.0 * (double)c.bytes / us * 1e-3;
 }
-
-uint64_t rig_random(uint64_t *state)
-{
-	uint64_t x = *state;
-
-	x ^= x >> 12;
-	x ^= x << 25;
-	x ^= x >> 27;
-	*state = x;
-	return x * 0x2545f4914f6cdd1dull;
-}
-
-uint64_t rig_seed(uint64_t salt)
-{
-	const char *given = getenv("KVGATE_SEED");
-	uint64_t s = (given ? strtoull(given, NULL, 0) : 1) * 0x9e3779b97f4a7c15ull + salt;
-
-	for (int i = 0; i < 4; i++)
-		s = (s ^ s >> 31) * 0x94d049bb133111ebull + 1;
-	return s ? s : 1;
-}

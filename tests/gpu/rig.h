@@ -12,6 +12,7 @@
 
 #include "gpu/module.h"
 #include "gpu/table.h"
+#include "tests/gpu/random.h"
 
 struct rig {
 	struct gpu_driver *driver;
@@ -47,18 +48,5 @@ void rig_launch(struct rig *r, const struct gpu_launch *l, const void *args);
 double rig_time(struct rig *r, unsigned n, void (*work)(void *), void (*before)(void *), void *arg);
 /* The GB/s, bytes read and written both counted, of a copy of many times the cache within the device. */
 double rig_copy_GBps(struct rig *r);
-
-/* xorshift64*; the same seed gives the same numbers everywhere. KVGATE_SEED in the environment changes all. */
-uint64_t rig_random(uint64_t *state);
-uint64_t rig_seed(uint64_t salt);
-static inline uint64_t rig_below(uint64_t *state, uint64_t n)
-{
-	return rig_random(state) % n;
-}
-/* -1 .. 1 */
-static inline float rig_uniform(uint64_t *state)
-{
-	return (float)(int32_t)(rig_random(state) >> 32) * 0x1p-31f;
-}
 
 #endif
