@@ -21,7 +21,7 @@ struct gpu_attend {
 	struct attend_shape shape;
 	struct kernel {
 		struct gpu_module *module;
-		struct CUfunc_st *function;
+		struct CUfunc_st *function, *merge;
 		uint32_t stages, shared, threads;
 	} kernel[2]; /* prefill, decode */
 };
@@ -30,7 +30,7 @@ struct gpu_attend_plan {
 	struct gpu_attend *attend;
 	const struct kernel *kernel;
 	CUdeviceptr memory;
-	uint32_t blocks;
+	uint32_t blocks, n_tiles, n_parts, tile_rows;
 	struct attend_args args; /* but for what comes with each launch */
 };
 
@@ -62,7 +62,12 @@ static int open_kernel(struct gpu_attend *a, bool decode, char *ret_why, size_t 
 		ret_why, why_size);
 	if (r < 0)
 		return r;
-	return gpu_module_function(k->module, name, k->shared, &k->function, ret_why, why_size);
+	r = gpu_module_function(k->module, name, k->shared, &k->function, ret_why, why_size);
+	if (r < 0)
+		return r;
+	snprintf(name, sizeof(name), "attend_%s_merge_%u_%s", decode ? "decode" : "prefill", s->dim,
+		s->dtype == KVG_DTYPE_BF16 ? "bf16" : "f16");
+	return gpu_module_function(k->module, name, 0, &k->merge, ret_why, why_size);
 }
 
 int gpu_attend_open(struct gpu_device *dev, const struct attend_shape *shape,
@@ -113,7 +118,7 @@ static int copy_lists(
 		{&p->args.runs, a->runs, a->n_runs * sizeof(*a->runs)},
 		{&p->args.tiles, a->tiles, a->n_tiles * sizeof(*a->tiles)},
 		{&p->args.items, a->items, a->n_items * sizeof(*a->items)},
-		{&p->args.counters, NULL, attend_counters_bytes(a)},
+		{&p->args.counters, NULL, sizeof(struct attend_counters)},
 		{&p->args.partials, NULL, attend_partials_bytes(a)},
 	};
 	uint64_t at = 0;
@@ -132,7 +137,7 @@ static int copy_lists(
 	}
 	if (r == 0)
 		r = cu(d, ret_why, why_size, cuMemsetD8Async, p->args.counters, 0,
-			attend_counters_bytes(a), NULL);
+			sizeof(struct attend_counters), NULL);
 	if (r == 0)
 		r = cu(d, ret_why, why_size, cuStreamSynchronize, NULL);
 	return r;
@@ -153,6 +158,11 @@ int gpu_attend_upload(struct gpu_attend *a, const struct attend_plan *plan,
 	p->attend = a;
 	p->kernel = &a->kernel[arrays.decode];
 	p->blocks = arrays.blocks;
+	p->n_tiles = arrays.n_tiles;
+	p->n_parts = arrays.n_parts;
+	for (uint32_t i = 0; i < arrays.n_tiles; i++)
+		if (arrays.tiles[i].rows > p->tile_rows)
+			p->tile_rows = arrays.tiles[i].rows;
 	p->args.n_items = arrays.n_items;
 	p->args.heads = a->shape.heads;
 	p->args.group = a->shape.group;
@@ -186,6 +196,13 @@ int gpu_attend(struct gpu_attend_plan *p, struct CUstream_st *stream,
 		.block = {p->kernel->threads},
 		.shared = p->kernel->shared,
 	};
+	const struct gpu_launch merge = {
+		.function = p->kernel->merge,
+		.stream = stream,
+		.grid = {p->n_tiles, p->tile_rows},
+		.block = {p->attend->shape.dim / 4, ATTEND_MERGE_WAYS},
+	};
+	int r;
 
 	if (io->q % 4 || io->out % 8)
 		return why(ret_why, why_size, -EINVAL, "queries or results are not aligned");
@@ -193,5 +210,8 @@ int gpu_attend(struct gpu_attend_plan *p, struct CUstream_st *stream,
 	args.out = io->out;
 	args.lse = io->lse;
 	args.scale = io->scale;
-	return gpu_launch(p->attend->device, &l, &args, ret_why, why_size);
+	r = gpu_launch(p->attend->device, &l, &args, ret_why, why_size);
+	if (r < 0 || !p->n_parts)
+		return r;
+	return gpu_launch(p->attend->device, &merge, &args, ret_why, why_size);
 }

@@ -3,14 +3,15 @@
  * Heads keep between a few rows and all of them, so work is dealt out by rows, not by heads. With W blocks at work at
  * once and `share` stages for each of them in the even case, a tile of n stages is cut, from its first row on, into
  *
- *	n / share  pieces of 3/4 share     each block begins with one of these
- *	           pieces of 1/4 share     half of what is left
- *	           pieces of 1/16 share    the rest
+ *	n / share  pieces of 1/2 share
+ *	n / share  pieces of 1/4 share
+ *	           pieces of 1/8 share: the rest
  *
- * and blocks take pieces as they come, the largest first. So those that are slower - not all multiprocessors are as near
- * to all memory, and some have another kernel's blocks - get less, and at the end nobody waits for more than a small
- * piece. All on one side would be cheaper to merge, and equal shares are not equally fast. A tile of a small piece or two
- * is not cut, nor one of many that keep all blocks busy anyway.
+ * and blocks take pieces as they come, the largest first. So those that are slower get less - not all multiprocessors
+ * are as near to all memory, and where another kernel's blocks are, there is room for one of ours instead of two - and
+ * at the end nobody waits for more than a small piece. Fewer and larger pieces are cheaper as long as nothing else runs:
+ * one of a whole share each is a tenth faster on a short context, and half slower beside a kernel that moves pages. A
+ * tile of a small piece or two is not cut, nor one of many that keep all blocks busy anyway.
  */
 #include "gpu/attend_plan.h"
 
@@ -18,7 +19,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PIECE_MIN 2u /* stages; less is not worth the merge */
+#define PIECE_MIN 4u /* stages; less is not worth the merge */
+#define PARTS_MAX 8u /* of a share */
 
 struct runs {
 	struct attend_run *at;
@@ -229,20 +231,14 @@ static bool deal_tile(struct attend_plan *p, const struct dealing *d, struct cut
 {
 	const uint32_t stages = stages_of(d, c->rows);
 	struct attend_tile *const t = &p->tiles[c->tile];
-	uint32_t left;
 
 	t->part = p->n_parts;
 	if (stages <= PIECE_MIN + 1 || stages <= d->share / 4)
 		return cut_off(p, c, c->rows);
-	for (uint64_t n = stages / d->share; n && c->rows; n--)
-		if (!cut_off(p, c, piece(d, d->share * 3 / 4)))
-			return false;
-	for (left = c->rows / 2; c->rows > left;)
-		if (!cut_off(p, c, piece(d, d->share / 4)))
-			return false;
-	while (c->rows)
-		if (!cut_off(p, c, piece(d, d->share / 16)))
-			return false;
+	for (uint32_t part = stages < d->share ? 4 : 2; c->rows; part *= 2)
+		for (uint64_t n = stages / d->share; (n || part >= PARTS_MAX) && c->rows; n--)
+			if (!cut_off(p, c, piece(d, d->share / part)))
+				return false;
 	return true;
 }
 
@@ -389,9 +385,4 @@ uint64_t attend_partials_bytes(const struct attend_arrays *a)
 	const uint64_t rows = ATTEND_TILE_ROWS(a->decode, a->shape.dim);
 
 	return a->n_parts * rows * (a->shape.dim + 2) * sizeof(float);
-}
-
-uint64_t attend_counters_bytes(const struct attend_arrays *a)
-{
-	return sizeof(struct attend_counters) + (uint64_t)a->n_tiles * sizeof(uint32_t);
 }

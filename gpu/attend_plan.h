@@ -60,8 +60,7 @@ struct attend_arrays {
 };
 /* Of a sealed plan; borrowed. */
 struct attend_arrays attend_plan_arrays(const struct attend_plan *p);
-/* Bytes of partial results, and of counters. */
+/* Bytes of partial results. */
 uint64_t attend_partials_bytes(const struct attend_arrays *a);
-uint64_t attend_counters_bytes(const struct attend_arrays *a);
 
 #endif

@@ -81,6 +81,14 @@ int gpu_module_function(struct gpu_module *m, const char *name, uint32_t shared,
 	r = cu(d, ret_why, why_size, cuModuleGetFunction, &f, m->module, name);
 	if (r < 0)
 		return r;
+	/*
+	 * A multiprocessor that has to divide its memory otherwise for the next kernel waits until the one before is
+	 * done with it: all have the same, the most for shared memory.
+	 */
+	r = cu(d, ret_why, why_size, cuFuncSetAttribute, f,
+		CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100);
+	if (r < 0)
+		return r;
 	if (shared > 48 * 1024) { /* more only if asked for before */
 		r = cu(d, ret_why, why_size, cuFuncSetAttribute, f,
 			CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, (int)shared);

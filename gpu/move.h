@@ -19,8 +19,10 @@ struct gpu_move *gpu_move_close(struct gpu_move *m);
 
 /* By which of the kernels, with how many blocks; NULL below stands for what was measured to be best. */
 struct gpu_move_how {
-	bool bulk; /* Hopper and later */
+	bool bulk; /* by the engine that copies in bulk: Hopper and later */
 	uint32_t blocks;
+	uint32_t
+		piece; /* bytes that a bulk block copies at once: a power of two up to MOVE_PIECE_MAX */
 };
 /* In the stream's order: lists and pages stay until what is behind it there has come. */
 int gpu_move_pages(struct gpu_move *m, struct CUstream_st *stream, const struct move_args *args,

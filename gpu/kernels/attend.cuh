@@ -27,6 +27,9 @@
 #define LOG2E    1.4426950408889634f
 #define INFINITE __int_as_float(0x7f800000)
 #define FULL     0xffffffffu
+#define AHEAD    128 /* runs */
+
+#define MERGE_WAYS    ATTEND_MERGE_WAYS /* threads that share one column's parts */
 
 static __device__ uint32_t shared_address(const void *p)
 {
@@ -116,14 +119,14 @@ struct of_f16 {
 
 /* What the fetching warp tells of a stage. */
 struct stage {
-	uint32_t item;
-	uint32_t row;  /* of the group, the stage's first */
-	uint32_t rows; /* 0: an item without any, or the end */
-	uint32_t flags;
+	uint32_t tile, part; /* its item's */
+	uint32_t row;        /* of the group, the stage's first */
+	uint32_t what;       /* rows, 0: an item without any; and flags */
 };
-#define STAGE_FIRST 1u /* of its item */
-#define STAGE_LAST  2u
-#define STAGE_END   4u /* there are no more items */
+#define STAGE_ROWS  0xffffu
+#define STAGE_FIRST 0x10000u /* of its item */
+#define STAGE_LAST  0x20000u
+#define STAGE_END   0x40000u /* there are no more items */
 
 /* What lies in shared memory, and where. gpu/attend.c computes the same size: attend_shared_bytes(). */
 template <int D, int MW, int NW> struct layout {
@@ -151,7 +154,6 @@ struct shared_head {
 	struct stage stage[ATTEND_STAGES_MAX];
 	uint64_t address[32][2]; /* of K and of V rows, while they are fetched */
 	float max[4][16], sum[4][16];
-	uint32_t last;
 };
 
 /* ---- the fetching warp ---- */
@@ -160,6 +162,17 @@ struct window {
 	uint64_t k, v;
 	uint32_t first;
 };
+
+/*
+ * Where heads keep little, 32 rows are of as many runs, and what is read between is enough to have driven the list out
+ * of the cache: it is asked for well before it is looked at.
+ */
+static __device__ void expect(const struct attend_args &a, uint32_t run, uint32_t end)
+{
+	if (run < end)
+		asm volatile("prefetch.global.L2 [%0];" ::"l"(
+			reinterpret_cast<const struct attend_run *>(a.runs) + run));
+}
 
 /* The 32 runs from `run` on, one a lane. */
 static __device__ struct window look_at(const struct attend_args &a, uint32_t run, uint32_t end, int lane)
@@ -192,12 +205,30 @@ static __device__ int run_of(uint32_t first, uint32_t row)
 }
 
 /*
+ * 32 rows, whose addresses are known, to a place that begins at a multiple of 8 rows. This is most of what a fetching
+ * warp does: all but the sources is known before.
+ */
+template <class L, bool all>
+static __device__ void copy_rows(const struct shared_head *h, uint32_t k_to, uint32_t v_to, int n, int lane)
+{
+#pragma unroll
+	for (int i = 0; i < L::chunks; i++) {
+		const int unit = i * 32 + lane, r = unit / L::chunks, chunk = unit % L::chunks;
+		const ulonglong2 from = *reinterpret_cast<const ulonglong2 *>(h->address[r]);
+		const uint32_t to = L::at(r, chunk), bytes = all || r < n ? 16 : 0;
+
+		copy16(k_to + to, from.x + chunk * 16, bytes);
+		copy16(v_to + to, from.y + chunk * 16, bytes);
+	}
+}
+
+/*
  * 32 rows from `row` on, as far as they are below `end`: addresses into shared memory, then the copies. Moves the
  * window to the run of the next row.
  */
 template <class L, int D>
 static __device__ void fetch_rows(const struct attend_args &a, struct shared_head *h, struct window *w, uint32_t *run,
-	uint32_t run_end, uint32_t row, uint32_t end, uint32_t k_to, uint32_t v_to, int to_row, int lane)
+	uint32_t run_end, uint32_t row, uint32_t end, uint32_t k_to, uint32_t v_to, int lane)
 {
 	const uint32_t mine = min(row + lane, end - 1);
 	const int at = run_of(w->first, mine);
@@ -211,26 +242,24 @@ static __device__ void fetch_rows(const struct attend_args &a, struct shared_hea
 	__syncwarp();
 	*run += __shfl_sync(FULL, at, 31);
 	*w = look_at(a, *run, run_end, lane);
-#pragma unroll
-	for (int i = 0; i < L::chunks; i++) {
-		const int unit = i * 32 + lane, r = unit / L::chunks, chunk = unit % L::chunks;
-		const ulonglong2 from = *reinterpret_cast<const ulonglong2 *>(h->address[r]);
-		const uint32_t to = L::at(to_row + r, chunk), bytes = r < n ? 16 : 0;
-
-		copy16(k_to + to, from.x + chunk * 16, bytes);
-		copy16(v_to + to, from.y + chunk * 16, bytes);
-	}
+	expect(a, *run + AHEAD + lane, run_end);
+	if (n == 32)
+		copy_rows<L, true>(h, k_to, v_to, n, lane);
+	else
+		copy_rows<L, false>(h, k_to, v_to, n, lane);
 }
 
 /* Behind its last row a stage has zeros as far as a warp that looks at that row looks. */
 template <class L, int D>
 static __device__ void fetch_item(const struct attend_args &a, struct shared_head *h, uint32_t stages_at,
-	const struct attend_item &item, uint32_t number, uint32_t *s, uint32_t *phase, int lane)
+	const struct attend_item &item, uint32_t *s, uint32_t *phase, int lane)
 {
 	const uint32_t end = item.row + item.rows;
 	uint32_t run = item.run, row = item.row;
 	struct window w = look_at(a, run, item.run_end, lane);
 
+	for (int i = 32; i <= AHEAD; i += 32)
+		expect(a, run + i + lane, item.run_end);
 	do {
 		const uint32_t rows = min((uint32_t)L::rows, end - row), k_to = stages_at + *s * 2 * L::half;
 
@@ -238,11 +267,11 @@ static __device__ void fetch_item(const struct attend_args &a, struct shared_hea
 		const uint32_t looked_at = (rows + L::of_warp - 1) / L::of_warp * L::of_warp;
 
 		for (uint32_t r = 0; r < looked_at; r += 32)
-			fetch_rows<L, D>(a, h, &w, &run, item.run_end, row + r, row + rows, k_to, k_to + L::half, r,
-				lane);
+			fetch_rows<L, D>(a, h, &w, &run, item.run_end, row + r, row + rows, k_to + r * L::row_chunks * 16,
+				k_to + L::half + r * L::row_chunks * 16, lane);
 		if (lane == 0) {
-			h->stage[*s] = {number, row, rows,
-				(row == item.row ? STAGE_FIRST : 0) | (row + rows == end ? STAGE_LAST : 0)};
+			h->stage[*s] = {item.tile, item.part, row,
+				rows | (row == item.row ? STAGE_FIRST : 0) | (row + rows == end ? STAGE_LAST : 0)};
 			barrier_arrive(&h->full[*s]);
 		}
 		barrier_arrive_copies(&h->full[*s]);
@@ -254,13 +283,16 @@ static __device__ void fetch_item(const struct attend_args &a, struct shared_hea
 	} while (row < end);
 }
 
-/* The next item's number; the first is the block's own. */
+/*
+ * The next item's number. Not even the first is the block's own: a block that starts late, since another kernel has its
+ * place, would have it done last.
+ */
 static __device__ uint32_t take_item(const struct attend_args &a, int lane)
 {
 	uint32_t n = 0;
 
 	if (lane == 0)
-		n = gridDim.x + atomicAdd(&reinterpret_cast<struct attend_counters *>(a.counters)->taken, 1);
+		n = atomicAdd(&reinterpret_cast<struct attend_counters *>(a.counters)->taken, 1);
 	return n;
 }
 
@@ -268,13 +300,13 @@ template <class L, int D>
 static __device__ void fetch(const struct attend_args &a, struct shared_head *h, uint32_t stages_at, int lane)
 {
 	struct attend_counters *const c = reinterpret_cast<struct attend_counters *>(a.counters);
-	uint32_t s = 0, phase = 0, number = blockIdx.x;
+	uint32_t s = 0, phase = 0, number = __shfl_sync(FULL, take_item(a, lane), 0);
 
 	while (number < a.n_items) {
 		const uint32_t next = take_item(a, lane); /* its answer is not waited for until it is needed */
 		const struct attend_item item = reinterpret_cast<const struct attend_item *>(a.items)[number];
 
-		fetch_item<L, D>(a, h, stages_at, item, number, &s, &phase, lane);
+		fetch_item<L, D>(a, h, stages_at, item, &s, &phase, lane);
 		number = __shfl_sync(FULL, next, 0);
 	}
 	barrier_wait(&h->empty[s], phase ^ 1);
@@ -464,67 +496,6 @@ static __device__ void write_lse(const struct attend_args &a, uint64_t at, float
 		reinterpret_cast<float *>(a.lse)[at] = sum > 0.0f ? (max2 + log2f(sum)) / LOG2E : -INFINITE;
 }
 
-/* All parts of a tile, in their order. */
-template <class T, class L, int D>
-static __device__ void merge_parts(const struct attend_args &a, const struct attend_tile &t, int thread)
-{
-	const uint64_t stride = L::M * D + 2 * L::M;
-	const float *const first = part_at(a, t.part, L::M, D);
-
-	for (int unit = thread; unit < (int)t.rows * (D / 4); unit += L::computing) {
-		const int r = unit / (D / 4), c = unit % (D / 4) * 4;
-		const float *const max = first + L::M * D + r, *const sum = max + L::M;
-		float most = -INFINITE, all = 0.0f, base;
-		float4 o = {0.0f, 0.0f, 0.0f, 0.0f};
-		uint64_t to, lse;
-
-#pragma unroll 8
-		for (uint32_t p = 0; p < t.parts; p++)
-			most = fmaxf(most, __ldcg(max + p * stride));
-		base = most == -INFINITE ? 0.0f : most;
-#pragma unroll 8
-		for (uint32_t p = 0; p < t.parts; p++) {
-			const float w = exp2f(__ldcg(max + p * stride) - base);
-			const float4 v = __ldcg(reinterpret_cast<const float4 *>(first + p * stride + r * D + c));
-
-			all += w * __ldcg(sum + p * stride);
-			o.x += w * v.x;
-			o.y += w * v.y;
-			o.z += w * v.z;
-			o.w += w * v.w;
-		}
-		const float whole = all > 0.0f ? 1.0f / all : 0.0f;
-
-		to = result_at(a, t, r, D, &lse);
-		*reinterpret_cast<uint2 *>(reinterpret_cast<uint16_t *>(a.out) + to + c) = {
-			T::pack(o.x * whole, o.y * whole), T::pack(o.z * whole, o.w * whole)};
-		if (c == 0)
-			write_lse(a, lse, base, all);
-	}
-}
-
-/* After this part is written by all: the last one merges. */
-template <class T, class L, int D>
-static __device__ void finish_part(const struct attend_args &a, struct shared_head *h, const struct attend_tile &t,
-	uint32_t tile, int thread)
-{
-	uint32_t *const done = reinterpret_cast<uint32_t *>(a.counters + sizeof(struct attend_counters)) + tile;
-
-	__threadfence();
-	computing_sync<L::computing>();
-	if (thread == 0) {
-		h->last = atomicAdd(done, 1) == t.parts - 1;
-		if (h->last)
-			*done = 0;
-	}
-	computing_sync<L::computing>();
-	if (h->last) {
-		__threadfence();
-		merge_parts<T, L, D>(a, t, thread);
-	}
-	computing_sync<L::computing>();
-}
-
 template <int D> static __device__ void sum_quads(struct state<D> *st)
 {
 #pragma unroll
@@ -601,6 +572,8 @@ static __device__ void end_shares(const struct attend_args &a, struct shared_hea
 			for (int c = 0; c < D / 8; c++)
 #pragma unroll
 				for (int i = 0; i < 2; i++) {
+					if (lane / 4 + i * 8 >= t.rows)
+						continue;
 					float2 *const at = reinterpret_cast<float2 *>(
 						merge + (lane / 4 + i * 8) * D + c * 8 + (lane % 4) * 2);
 					float2 v = n ? *at : float2{0.0f, 0.0f};
@@ -640,6 +613,71 @@ static __device__ void end_shares(const struct attend_args &a, struct shared_hea
 	}
 }
 
+/*
+ * Merges the parts of one row of one tile, in a launch of its own behind: a block a row, four columns a thread, and
+ * every MERGE_WAYS-th part, since a block that waits for one load after the other would be long at it. The order in
+ * which parts are added up is the same always.
+ */
+template <class T, int D, int M> static __device__ void merge(const struct attend_args &a)
+{
+	constexpr uint64_t stride = M * D + 2 * M;
+	constexpr int columns = D / 4;
+	__shared__ float4 way_o[MERGE_WAYS][columns];
+	constexpr int warps = MERGE_WAYS * columns / 32;
+	__shared__ float way_sum[MERGE_WAYS], warp_max[warps];
+	const struct attend_tile t = reinterpret_cast<const struct attend_tile *>(a.tiles)[blockIdx.x];
+	const uint32_t r = blockIdx.y, way = threadIdx.y, column = threadIdx.x;
+	const float *const first = part_at(a, t.part, M, D), *const max = first + M * D + r;
+	float most = -INFINITE, all = 0.0f, base;
+	float4 o = {0.0f, 0.0f, 0.0f, 0.0f};
+
+	if (t.parts == 1 || r >= t.rows)
+		return;
+	for (uint32_t p = way * columns + column; p < t.parts; p += MERGE_WAYS * columns)
+		most = fmaxf(most, max[p * stride]);
+#pragma unroll
+	for (int step = 16; step; step /= 2)
+		most = fmaxf(most, __shfl_xor_sync(FULL, most, step));
+	if ((way * columns + column) % 32 == 0)
+		warp_max[(way * columns + column) / 32] = most;
+	__syncthreads();
+	for (int i = 0; i < warps; i++)
+		most = fmaxf(most, warp_max[i]);
+	base = most == -INFINITE ? 0.0f : most;
+#pragma unroll 4
+	for (uint32_t p = way; p < t.parts; p += MERGE_WAYS) {
+		const float w = exp2f(max[p * stride] - base);
+		const float4 v = *reinterpret_cast<const float4 *>(first + p * stride + r * D + column * 4);
+
+		all += w * max[p * stride + M];
+		o.x += w * v.x;
+		o.y += w * v.y;
+		o.z += w * v.z;
+		o.w += w * v.w;
+	}
+	way_o[way][column] = o;
+	if (column == 0)
+		way_sum[way] = all;
+	__syncthreads();
+	if (way)
+		return;
+	for (int i = 1; i < MERGE_WAYS; i++) {
+		all += way_sum[i];
+		o.x += way_o[i][column].x;
+		o.y += way_o[i][column].y;
+		o.z += way_o[i][column].z;
+		o.w += way_o[i][column].w;
+	}
+	const float whole = all > 0.0f ? 1.0f / all : 0.0f;
+	uint64_t to, lse;
+
+	to = result_at(a, t, r, D, &lse);
+	*reinterpret_cast<uint2 *>(reinterpret_cast<uint16_t *>(a.out) + to + column * 4) = {
+		T::pack(o.x * whole, o.y * whole), T::pack(o.z * whole, o.w * whole)};
+	if (column == 0)
+		write_lse(a, lse, base, all);
+}
+
 template <class T, class L, int D, int MW, int NW>
 static __device__ void compute(const struct attend_args &a, struct shared_head *h, float *merge, uint32_t stages_at,
 	int warp, int lane)
@@ -656,11 +694,10 @@ static __device__ void compute(const struct attend_args &a, struct shared_head *
 
 		barrier_wait(&h->full[s], phase);
 		now = h->stage[s];
-		if (now.flags & STAGE_END)
+		if (now.what & STAGE_END)
 			return;
-		const struct attend_item *const item = reinterpret_cast<const struct attend_item *>(a.items) + now.item;
-		if (now.flags & STAGE_FIRST) {
-			t = reinterpret_cast<const struct attend_tile *>(a.tiles)[item->tile];
+		if (now.what & STAGE_FIRST) {
+			t = reinterpret_cast<const struct attend_tile *>(a.tiles)[now.tile];
 			begin<D>(&st);
 #pragma unroll
 			for (int i = 0; i < 2; i++)
@@ -671,7 +708,7 @@ static __device__ void compute(const struct attend_args &a, struct shared_head *
 					load_queries(a, t, warp_row, D, i, lane, st.q[i]);
 		}
 		const uint32_t k_at = stages_at + s * 2 * L::half, row = now.row + stage_row;
-		const uint32_t end = now.row + now.rows, first_sees = t.seen + (t.row + warp_row) / a.group;
+		const uint32_t end = now.row + (now.what & STAGE_ROWS), first_sees = t.seen + (t.row + warp_row) / a.group;
 		const uint32_t last_sees = t.seen + (t.row + warp_row + 15) / a.group;
 
 		if (row < end && row < last_sees) {
@@ -690,16 +727,12 @@ static __device__ void compute(const struct attend_args &a, struct shared_head *
 			s = 0;
 			phase ^= 1;
 		}
-		if (now.flags & STAGE_LAST) {
-			const uint32_t part = item->part;
-
+		if (now.what & STAGE_LAST) {
 			if (NW > 1)
-				end_shares<T, L, D>(a, h, merge, t, part, &st, scale, warp, NW, lane);
+				end_shares<T, L, D>(a, h, merge, t, now.part, &st, scale, warp, NW, lane);
 			else
-				end_rows<T, L, D>(a, t, part, &st, scale, warp_row, lane);
-			if (part != ATTEND_PART_NONE)
-				finish_part<T, L, D>(a, h, t, item->tile, warp * 32 + lane);
-			else if (NW > 1)
+				end_rows<T, L, D>(a, t, now.part, &st, scale, warp_row, lane);
+			if (NW > 1) /* what is in shared memory has been read */
 				computing_sync<L::computing>();
 		}
 	}

@@ -6,7 +6,7 @@
  * A group is one KV head of one sequence; its runs stand behind each other and its KV rows are numbered through them. A
  * query row is one query head of one query token: row t * G + g of a group. Query token t sees the KV rows below
  * seen + t. A tile is up to 16 (decode) or 128 (prefill) query rows of a group: ATTEND_TILE_ROWS. An item is a range of KV rows for one
- * tile; where a tile has several, each leaves a partial result, and whoever is last merges them, in their order.
+ * tile; where a tile has several, each leaves a partial result, and a second kernel merges them, in their order.
  */
 #ifndef KVGATE_GPU_KERNELS_ATTEND_H
 #define KVGATE_GPU_KERNELS_ATTEND_H
@@ -25,6 +25,7 @@
 	(ATTEND_STAGE_ROWS(decode, dim) * ATTEND_ROW_CHUNKS(dim) * 16 * 2)
 #define ATTEND_MERGE_BYTES(decode, dim) ((decode) ? 16 * (dim)*4 : 0)
 #define ATTEND_THREADS(decode, dim)     ((decode) ? 160 : ATTEND_TILE_ROWS(0, dim) * 2 + 32)
+#define ATTEND_MERGE_WAYS               8
 #define ATTEND_BLOCKS(decode, dim)      ((decode) && (dim) <= 128 ? 2 : 1) /* of a multiprocessor */
 
 /* `rows` rows of K and of V, each contiguous, at addresses that are multiples of 16. */
@@ -68,7 +69,7 @@ struct attend_args {
 	uint64_t tiles; /* struct attend_tile [] */
 	uint64_t items; /* struct attend_item [] */
 	uint64_t partials; /* f32: of each part [M][D], m[M], l[M]; M rows of a tile */
-	uint64_t counters; /* struct attend_counters, then u32 [tiles]: parts that are done */
+	uint64_t counters; /* struct attend_counters */
 	uint32_t n_items;
 	uint32_t heads, group; /* H, G */
 	uint32_t q_stride;     /* elements from token to token, of q and of out */

@@ -10,6 +10,10 @@
 		attend_decode_##dim##_##type(const __grid_constant__ struct attend_args a)                          \
 	{                                                                                                            \
 		attend<of_##type, dim, 1, 4>(a);                                                                     \
+	}                                                                                                            \
+	extern "C" __global__ void attend_decode_merge_##dim##_##type(const __grid_constant__ struct attend_args a)   \
+	{                                                                                                            \
+		merge<of_##type, dim, ATTEND_TILE_ROWS(1, dim)>(a);                                                 \
 	}
 
 KERNEL(bf16, 64, 2)

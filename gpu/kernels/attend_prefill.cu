@@ -10,6 +10,10 @@
 		attend_prefill_##dim##_##type(const __grid_constant__ struct attend_args a)                         \
 	{                                                                                                            \
 		attend<of_##type, dim, ATTEND_TILE_ROWS(0, dim) / 16, 1>(a);                                                                     \
+	}                                                                                                            \
+	extern "C" __global__ void attend_prefill_merge_##dim##_##type(const __grid_constant__ struct attend_args a)   \
+	{                                                                                                            \
+		merge<of_##type, dim, ATTEND_TILE_ROWS(0, dim)>(a);                                                 \
 	}
 
 KERNEL(bf16, 64)

@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Pages between host and device, or within either, by threads that load and store 16 bytes. What reaches the link's
- * limit is bytes in flight: some 100 KB of reads have to be under way to a host that answers after 2 us. A block of 512
- * threads with 4 loads each has 32 KB, so that few blocks do, and the other multiprocessors see nothing of it. Shared
- * memory is not used and registers are few, so a block fits beside those of a kernel that fills the rest.
+ * limit is bytes in flight: some 150 KB of reads have to be under way to a host that answers after 2 us. A block has
+ * 12 KB, so that few blocks do, and other multiprocessors see nothing of it. Shared memory is not used and registers
+ * are few, so that a block finds room beside those of other kernels.
  *
- * A block takes pieces of 32 KB, not whole pages: small pages keep all threads busy, and large ones all blocks.
+ * Stores that go over the link are waited for. Nobody is held up by a store, so as many as threads can make would stand
+ * before the link in queues that all memory traffic of the device goes through, and a kernel that runs beside this one
+ * would take three times as long.
+ *
+ * A block takes pieces of all its threads' loads, not whole pages: small pages keep all threads busy, and large ones
+ * all blocks.
  */
 #include "gpu/kernels/move.h"
 
-#define THREADS 512
+#define THREADS MOVE_THREADS
 #define LOADS   4 /* in flight, of each thread */
 #define PIECE   (THREADS * LOADS) /* units of 16 bytes */
 
@@ -28,7 +33,7 @@ static __device__ uint4 *list_at(uint64_t list, uint32_t i)
 	return reinterpret_cast<uint4 *>(reinterpret_cast<const uint64_t *>(list)[i]);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS, 6)
 move_pages(const __grid_constant__ struct move_args a)
 {
 	const uint32_t units = a.page_bytes / MOVE_ALIGN;
@@ -53,6 +58,8 @@ move_pages(const __grid_constant__ struct move_args a)
 		for (int j = 0; j < LOADS; j++)
 			if (to[j])
 				__stcs(to[j], v[j]);
+		if (a.to_host)
+			__threadfence_system();
 	}
 }
 
@@ -61,8 +68,7 @@ move_pages(const __grid_constant__ struct move_args a)
  * is to be copied. A piece goes through one of STAGES buffers in shared memory; a buffer is loaded again when what was
  * stored from it has been read.
  */
-#define BULK_BYTES  8192u
-#define BULK_STAGES 8
+#define BULK_STAGES MOVE_BULK_STAGES
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 static __device__ uint32_t shared_address(const void *p)
@@ -102,14 +108,14 @@ struct piece {
 /* False: there are no more. */
 static __device__ bool piece_at(const struct move_args &a, uint64_t i, struct piece *ret)
 {
-	const uint32_t of_page = (a.page_bytes + BULK_BYTES - 1) / BULK_BYTES;
-	const uint32_t page = i / of_page, offset = (i - (uint64_t)page * of_page) * BULK_BYTES;
+	const uint32_t of_page = (a.page_bytes + a.piece - 1) / a.piece;
+	const uint32_t page = i / of_page, offset = (i - (uint64_t)page * of_page) * a.piece;
 
 	if (i >= (uint64_t)a.pages * of_page)
 		return false;
 	ret->to = (uint64_t)list_at(a.to, page) + offset;
 	ret->from = (uint64_t)list_at(a.from, page) + offset;
-	ret->bytes = min(BULK_BYTES, a.page_bytes - offset);
+	ret->bytes = min(a.piece, a.page_bytes - offset);
 	return true;
 }
 #endif
@@ -117,7 +123,7 @@ static __device__ bool piece_at(const struct move_args &a, uint64_t i, struct pi
 extern "C" __global__ void __launch_bounds__(32) move_pages_bulk(const __grid_constant__ struct move_args a)
 {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-	extern __shared__ __align__(128) unsigned char buffer[]; /* [BULK_STAGES][BULK_BYTES] */
+	extern __shared__ __align__(128) unsigned char buffer[]; /* [BULK_STAGES][piece] */
 	__shared__ uint64_t barrier[BULK_STAGES];
 	struct piece p[BULK_STAGES];
 	uint64_t next = blockIdx.x;
@@ -132,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(32) move_pages_bulk(const __grid_co
 #pragma unroll
 	for (int i = 0; i < BULK_STAGES; i++, next += gridDim.x)
 		if (piece_at(a, next, &p[i])) {
-			bulk_load(buffer + i * BULK_BYTES, p[i].from, p[i].bytes, &barrier[i]);
+			bulk_load(buffer + i * a.piece, p[i].from, p[i].bytes, &barrier[i]);
 			issued++;
 		}
 	for (uint32_t done = 0, round = 0; done < issued; round++) {
@@ -141,14 +147,16 @@ extern "C" __global__ void __launch_bounds__(32) move_pages_bulk(const __grid_co
 			if (done == issued)
 				break;
 			barrier_wait(&barrier[i], round & 1);
-			bulk_store(p[i].to, buffer + i * BULK_BYTES, p[i].bytes);
+			bulk_store(p[i].to, buffer + i * a.piece, p[i].bytes);
 			done++;
 			if (!piece_at(a, next, &p[i]))
 				continue;
 			next += gridDim.x;
 			issued++;
+			if (a.to_host) /* no more than three before the link: see above */
+				asm volatile("cp.async.bulk.wait_group 2;" ::: "memory");
 			asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
-			bulk_load(buffer + i * BULK_BYTES, p[i].from, p[i].bytes, &barrier[i]);
+			bulk_load(buffer + i * a.piece, p[i].from, p[i].bytes, &barrier[i]);
 		}
 	}
 	asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");

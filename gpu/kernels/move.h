@@ -8,13 +8,18 @@
 
 #include <stdint.h>
 
-#define MOVE_ALIGN 16u /* of pages and of their size */
+#define MOVE_BULK_STAGES 8
+#define MOVE_PIECE_MAX   8192u
+#define MOVE_THREADS     192
+#define MOVE_ALIGN       16u /* of pages and of their size */
 
 /* Page i goes from[i] -> to[i]. The lists, too, lie where the device can read: its memory, or mapped host memory. */
 struct move_args {
 	uint64_t to, from; /* u64 [pages], addresses on the device */
 	uint32_t pages;
 	uint32_t page_bytes;
+	uint32_t to_host; /* what is stored goes over the link */
+	uint32_t piece;   /* set by gpu_move_pages() */
 };
 
 /* The same on the processor, of host addresses. */

@@ -112,7 +112,7 @@ static void move(void *arg)
 
 static void set_pages(struct bench *b, uint32_t page, bool down)
 {
-	b->args = (struct move_args){.pages = BYTES / page, .page_bytes = page};
+	b->args = (struct move_args){.pages = BYTES / page, .page_bytes = page, .to_host = down};
 	b->args.to = list_of(b, down ? b->host_address : b->device, page, 3);
 	b->args.from = list_of(b, down ? b->device : b->host_address, page, 4);
 }
@@ -148,20 +148,20 @@ static void measure_move(struct bench *b)
 	}
 }
 
+static const struct gpu_move_how hows[] = {{false, 4}, {false, 8}, {false, 12}, {false, 24},
+	{true, 3, 8192}, {true, 4, 8192}, {true, 5, 8192}, {true, 6, 8192}, {true, 12, 2048}};
+#define HOWS (sizeof(hows) / sizeof(hows[0]))
+
 static void sweep(struct bench *b)
 {
-	static const uint32_t pages[] = {4096, 16384, 65536}, blocks[] = {4, 8, 12, 16, 24, 32, 64};
+	static const uint32_t pages[] = {4096, 16384, 65536};
 
 	for (int i = 0; i < 6; i++) {
 		set_pages(b, pages[i / 2], i & 1);
-		for (int bulk = 0; bulk < 2; bulk++) {
-			fprintf(stderr, "%6u %s %s:", pages[i / 2], i & 1 ? "down" : "up  ",
-				bulk ? "bulk " : "plain");
-			for (int n = 0; n < 7; n++)
-				fprintf(stderr, "  %u: %.1f", blocks[n],
-					move_GBps(b, &(struct gpu_move_how){bulk, blocks[n]}));
-			fprintf(stderr, "  GB/s\n");
-		}
+		for (size_t n = 0; n < HOWS; n++)
+			fprintf(stderr, "%6u %-4s %s, %u blocks of %u: %.1f GB/s\n", pages[i / 2],
+				i & 1 ? "down" : "up", hows[n].bulk ? "bulk" : "plain",
+				hows[n].blocks, hows[n].piece, move_GBps(b, &hows[n]));
 		free_pages(b);
 	}
 }
@@ -225,7 +225,7 @@ static void measure_beside(struct bench *b, const struct gpu_move_how *how, bool
 
 		set_pages(b, 16384, down);
 		b->how = how;
-		for (int i = 0; i < 6; i++)
+		for (int i = 0; i < 10; i++)
 			move(b);
 		us = rig_time(&s.rig, 101, decode, NULL, &s);
 		if (b->rig.driver->cuStreamQuery(b->rig.stream) != CUDA_ERROR_NOT_READY)
@@ -234,9 +234,9 @@ static void measure_beside(struct bench *b, const struct gpu_move_how *how, bool
 		free_pages(b);
 		worst = us > worst ? us : worst;
 		if (sweeping)
-			fprintf(stderr, "decode beside %s, %s %u blocks: %.1f us, alone %.1f\n",
+			fprintf(stderr, "decode beside %s, %s %u blocks %u: %.1f us, alone %.1f\n",
 				down ? "down" : "up", how && how->bulk ? "bulk" : "plain",
-				how ? how->blocks : 0, us, alone);
+				how ? how->blocks : 0, how ? how->piece : 0, us, alone);
 	}
 	if (!sweeping)
 		figure_print(&(struct figure_line){"gpu", "move_decode_slowdown", "us", worst,
@@ -255,12 +255,9 @@ int main(int argc, char **argv)
 	setup(&b);
 	measure_link(&b);
 	if (argc > 1) {
-		static const struct gpu_move_how hows[] = {
-			{false, 8}, {false, 16}, {false, 32}, {true, 8}, {true, 16}};
-
 		fprintf(stderr, "link: up %.1f, down %.1f GB/s\n", b.link[0], b.link[1]);
 		sweep(&b);
-		for (int i = 0; i < 5; i++)
+		for (size_t i = 0; i < HOWS; i++)
 			measure_beside(&b, &hows[i], true);
 		return 0;
 	}

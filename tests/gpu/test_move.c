@@ -93,7 +93,8 @@ static void move_once(const struct round *r, struct side *to, struct side *from,
 	const size_t bytes = r->page * r->n;
 	uint64_t list[4][r->n ? r->n : 1];
 	uint32_t order[2][r->n];
-	struct move_args args = {.pages = pages, .page_bytes = r->page}, twin = args;
+	struct move_args args = {.pages = pages, .page_bytes = r->page, .to_host = !to->of_device},
+			 twin = args;
 	char *got = malloc(bytes), why[GPU_WHY_BYTES];
 	const uint64_t source = from->of_device ? from->address : from->read_only_address;
 
@@ -143,8 +144,9 @@ static void test_round(struct rig *rig, struct gpu_move *m, uint64_t seed)
 	side_init(&to, &r, rig_below(&state, 2), &state);
 	side_init(&from, &r, rig_below(&state, 2), &state);
 	for (int i = 0; i < 3; i++) {
-		const struct gpu_move_how how = {
-			.bulk = bulk && i == 1, .blocks = 1 + rig_below(&state, 40)};
+		const struct gpu_move_how how = {.bulk = bulk && i == 1,
+			.blocks = 1 + rig_below(&state, 40),
+			.piece = 1024u << rig_below(&state, 4)};
 
 		move_once(&r, &to, &from, i ? &how : NULL, rig_below(&state, r.n + 1), &state);
 	}
