@@ -72,7 +72,7 @@ static struct gpu_move_how best(const struct gpu_move *m, bool to_host)
 		return (struct gpu_move_how){.blocks = 12};
 	if (!m->bulk)
 		return (struct gpu_move_how){.blocks = 32};
-	return (struct gpu_move_how){.bulk = true, .blocks = 5, .piece = MOVE_PIECE_MAX};
+	return (struct gpu_move_how){.bulk = true, .blocks = 4, .piece = MOVE_PIECE_MAX};
 }
 
 int gpu_move_pages(struct gpu_move *m, struct CUstream_st *stream, const struct move_args *args,
