@@ -8,6 +8,7 @@
 #include "gpu/device.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,6 +19,7 @@ struct gpu_device {
 	const struct gpu_driver *driver;
 	CUdevice device;
 	CUcontext context;
+	bool borrowed;
 	struct gpu_device_info info;
 };
 
@@ -122,9 +124,54 @@ int gpu_device_open(const struct gpu_driver *d, int ordinal, struct gpu_device *
 	return 0;
 }
 
+/* cuCtxGetDevice() tells of the current context only. */
+static int device_of(struct gpu_device *dev, CUcontext current, char *ret_why, size_t why_size)
+{
+	const struct gpu_driver *d = dev->driver;
+	int r;
+
+	if (dev->context != current)
+		r = cu(d, ret_why, why_size, cuCtxSetCurrent, dev->context);
+	else
+		r = 0;
+	if (r == 0)
+		r = cu(d, ret_why, why_size, cuCtxGetDevice, &dev->device);
+	if (dev->context != current)
+		d->cuCtxSetCurrent(current);
+	return r;
+}
+
+int gpu_device_here(const struct gpu_driver *d, void *context, struct gpu_device **ret,
+	char *ret_why, size_t why_size)
+{
+	struct gpu_device *dev;
+	CUcontext current = NULL;
+	int r;
+
+	r = cu(d, ret_why, why_size, cuCtxGetCurrent, &current);
+	if (r < 0)
+		return r;
+	if (!context && !current)
+		return why(ret_why, why_size, -ENODEV, "no CUDA context is current on this thread");
+	dev = calloc(1, sizeof(*dev));
+	if (!dev)
+		return why(ret_why, why_size, -ENOMEM, "out of memory");
+	*dev = (struct gpu_device){
+		.driver = d, .context = context ? context : current, .borrowed = true};
+	r = device_of(dev, current, ret_why, why_size);
+	if (r == 0) /* a CUdevice is its ordinal */
+		r = gpu_device_query(d, dev->device, &dev->info, ret_why, why_size);
+	if (r < 0) {
+		free(dev);
+		return r;
+	}
+	*ret = dev;
+	return 0;
+}
+
 struct gpu_device *gpu_device_close(struct gpu_device *dev)
 {
-	if (dev && dev->context)
+	if (dev && dev->context && !dev->borrowed)
 		dev->driver->cuDevicePrimaryCtxRelease(dev->device);
 	free(dev);
 	return NULL;

@@ -35,6 +35,12 @@ int gpu_device_query(const struct gpu_driver *d, int ordinal, struct gpu_device_
 /* Retains the primary context, the one that the process' other users of CUDA have, and enters it. */
 int gpu_device_open(const struct gpu_driver *d, int ordinal, struct gpu_device **ret, char *ret_why,
 	size_t why_size);
+/*
+ * The device of a context that somebody else made and keeps: of `context`, a CUcontext, or of the one that is current on this
+ * thread when it is NULL. -ENODEV: there is none.
+ */
+int gpu_device_here(const struct gpu_driver *d, void *context, struct gpu_device **ret,
+	char *ret_why, size_t why_size);
 struct gpu_device *gpu_device_close(struct gpu_device *dev);
 int gpu_device_enter(struct gpu_device *dev, char *ret_why, size_t why_size);
 const struct gpu_device_info *gpu_device_info(const struct gpu_device *dev);

@@ -19,7 +19,6 @@
 
 #include "gates/why.h"
 
-#define LIBRARY       "libcuda.so.1"
 #define TEXT_OF(name) #name
 #define TEXT(name)    TEXT_OF(name) /* as <cuda.h> turned it */
 
@@ -79,8 +78,8 @@ static int bind_functions(struct gpu_driver *d, char *ret_why, size_t why_size)
 
 		if (!symbol)
 			return why(ret_why, why_size, -EOPNOTSUPP,
-				"the NVIDIA driver is too old: its " LIBRARY
-				" has no %s; CUDA %d.x is needed",
+				"the NVIDIA driver is too old: its libcuda has no %s; CUDA %d.x is "
+				"needed",
 				functions[i].name, CUDA_VERSION / 1000);
 		__builtin_memcpy(functions[i].at, &symbol, sizeof(symbol));
 	}
@@ -112,12 +111,17 @@ static int start(struct gpu_driver *d, char *ret_why, size_t why_size)
 
 int gpu_driver_open(struct gpu_driver **ret, char *ret_why, size_t why_size)
 {
+	return gpu_driver_open_as(GPU_LIBRARY, ret, ret_why, why_size);
+}
+
+int gpu_driver_open_as(const char *library, struct gpu_driver **ret, char *ret_why, size_t why_size)
+{
 	struct gpu_driver *d = calloc(1, sizeof(*d));
 	int r;
 
 	if (!d)
 		return why(ret_why, why_size, -ENOMEM, "out of memory");
-	d->library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
+	d->library = dlopen(library, RTLD_NOW | RTLD_LOCAL);
 	if (!d->library) {
 		free(d);
 		return why(ret_why, why_size, -ENOENT, "no NVIDIA driver: %s", dlerror());

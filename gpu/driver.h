@@ -13,6 +13,7 @@
 #include <stddef.h>
 
 #define GPU_WHY_BYTES 256 /* room for any of these texts */
+#define GPU_LIBRARY   "libcuda.so.1"
 
 struct gpu_driver;
 
@@ -21,6 +22,9 @@ struct gpu_driver;
  * none that works; else as gpu_error() has it. Creates no context and takes no memory on any device.
  */
 int gpu_driver_open(struct gpu_driver **ret, char *ret_why, size_t why_size);
+/* The same of a libcuda that goes by another name, or lies where the loader does not look. */
+int gpu_driver_open_as(
+	const char *library, struct gpu_driver **ret, char *ret_why, size_t why_size);
 /* Everything made with it is gone before. Takes NULL. */
 struct gpu_driver *gpu_driver_close(struct gpu_driver *d);
 

@@ -135,7 +135,7 @@ static int add_segments(struct cache *c, uint32_t number, struct pool_adoption *
 		r = p.n[PARKED_ID] > UINT32_MAX || p.n[PARKED_SHIFT] > 63
 			? -EBADMSG
 			: pool_adoption_add(
-				  a, (uint32_t)p.n[PARKED_ID], (unsigned)p.n[PARKED_SHIFT], fd);
+				  a, (uint32_t)p.n[PARKED_ID], (unsigned)p.n[PARKED_SHIFT], 0, fd);
 		if (is_fatal(r)) {
 			close(fd);
 			return r;

@@ -473,11 +473,24 @@ int pool_segment_get(struct pool_tenant *t, uint32_t id, struct pool_segment *re
 			.bytes = slot->segment->memory.bytes,
 			.page_shift = slot->segment->page_shift,
 			.tier = t->pool->options.tier->tier,
+			.whole = slot->segment->memory.set_aside,
+			.fresh = slot->segment->memory.fresh,
 			.fd = slot->segment->memory.client_fd,
 			.addr = slot->segment->memory.addr,
 		};
 	pthread_mutex_unlock(&t->pool->lock);
 	return slot ? 0 : -ENOENT;
+}
+
+void pool_segment_filled(struct pool_tenant *t, uint32_t id)
+{
+	struct pool_slot *slot;
+
+	pthread_mutex_lock(&t->pool->lock);
+	slot = find_slot(t, id);
+	if (slot)
+		slot->segment->memory.fresh = false;
+	pthread_mutex_unlock(&t->pool->lock);
 }
 
 void pool_stat(struct pool *p, struct pool_stat *ret)

@@ -91,11 +91,16 @@ struct pool_segment {
 	uint32_t id;
 	uint64_t bytes;
 	uint8_t page_shift, tier;
-	int fd; /* borrowed; read-only description */
+	bool whole; /* its memory is set aside: no page of it ever goes as long as it is there */
+	bool fresh; /* nobody has written to it since the tier made it */
+	int fd;     /* borrowed; read-only description, where the tier has such */
 	void *addr;
 };
 /* Of the thread that calls pool_reserve(): the fd stays open until its next reservation, whatever workers do meanwhile. */
 int pool_segment_get(struct pool_tenant *t, uint32_t id, struct pool_segment *ret); /* -ENOENT */
+
+/* All of it was written to: it is fresh no longer. */
+void pool_segment_filled(struct pool_tenant *t, uint32_t id);
 
 struct pool_stat {
 	uint64_t budget, used, reserved, resident, segments;

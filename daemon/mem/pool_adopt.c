@@ -82,10 +82,12 @@ static struct adopted *find(const struct pool_adoption *a, uint32_t id)
 	return i < a->n && a->at[i].segment->id == id ? &a->at[i] : NULL;
 }
 
-int pool_adoption_add(struct pool_adoption *a, uint32_t id, unsigned page_shift, int fd)
+int pool_adoption_add(
+	struct pool_adoption *a, uint32_t id, unsigned page_shift, uint64_t bytes, int fd)
 {
 	const struct pool_options *o = &a->tenant->pool->options;
-	const struct tier_request q = {.numa_node = o->numa_node, .huge_pages = o->huge_pages};
+	const struct tier_request q = {
+		.bytes = bytes, .numa_node = o->numa_node, .huge_pages = o->huge_pages};
 	struct adopted new = {0}, *at;
 	size_t words;
 	int r;
@@ -187,6 +189,7 @@ static void enter(struct pool_tenant *t, struct segment *s)
 	arena_adopt(&s->arena);
 	used = (uint64_t)segment_used(s) << s->page_shift;
 	s->owner = t;
+	s->memory.fresh = used == 0; /* what was begun in it was never finished */
 	t->slot[t->n_slots++] = (struct pool_slot){s, arena_largest(&s->arena), s->page_shift};
 	p->n_segments++;
 	p->last_id = s->id > p->last_id ? s->id : p->last_id;

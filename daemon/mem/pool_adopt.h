@@ -19,8 +19,9 @@ int pool_adoption_new(struct pool_tenant *t, struct pool_adoption **ret);
 /* Whatever was not finished is let go; the fds of such segments are closed. */
 struct pool_adoption *pool_adoption_free(struct pool_adoption *a);
 
-/* fd is taken on success. -EEXIST: the id is there. -EBADMSG: no segment of this tier. */
-int pool_adoption_add(struct pool_adoption *a, uint32_t id, unsigned page_shift, int fd);
+/* fd is taken on success; bytes 0: the tier can tell. -EEXIST: the id is there. -EBADMSG: no segment of this tier. */
+int pool_adoption_add(
+	struct pool_adoption *a, uint32_t id, unsigned page_shift, uint64_t bytes, int fd);
 /* Of a segment that was added; borrowed. -1: it was not. */
 int pool_adoption_fd(const struct pool_adoption *a, uint32_t id);
 /* Somebody claims it: segment, page and pages are given, the rest is filled in. -EBADMSG: it lies nowhere. */

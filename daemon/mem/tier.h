@@ -15,8 +15,9 @@
 #include <stdint.h>
 
 struct tier_request {
-	uint64_t bytes; /* power of two */
-	int numa_node;  /* -1: the kernel's default */
+	uint64_t
+		bytes; /* power of two; of one that is adopted: what is kept beside it, 0 where it tells itself */
+	int numa_node; /* -1: the kernel's default */
 	bool huge_pages;
 };
 
@@ -27,6 +28,7 @@ struct tier_memory {
 	int fd;         /* the daemon's own */
 	int client_fd;  /* for clients: a read-only description */
 	bool set_aside; /* taken from memory reserved at boot (hugetlb): nobody gains by a punch */
+	bool fresh;     /* nobody has written to it, and it may hold what another had there */
 	bool huge;      /* best backed in whole pages of MAP_HUGE_BYTES */
 };
 
