@@ -173,6 +173,11 @@ uint32_t entry_crc(const struct kvg_shm_entry *e, uint32_t gen)
 	return crc32c(c, (const uint8_t *)e + from, offsetof(struct kvg_shm_entry, crc) - from);
 }
 
+uint32_t replicas_crc(const struct kvg_shm_replicas *h)
+{
+	return crc32c(0, h, offsetof(struct kvg_shm_replicas, crc));
+}
+
 uint32_t index_crc(const struct kvg_shm_index *h)
 {
 	return crc32c(0, h, offsetof(struct kvg_shm_index, crc));

@@ -57,6 +57,7 @@ void plane_header_seal(struct kvg_plane_header *h);
 
 /* plane_ref.check and entry.crc. */
 uint16_t plane_ref_check(const struct kvg_shm_plane_ref *r, uint32_t plane, uint32_t gen);
+uint32_t replicas_crc(const struct kvg_shm_replicas *h);
 uint32_t entry_crc(const struct kvg_shm_entry *e, uint32_t gen);
 uint32_t index_crc(const struct kvg_shm_index *h);
 

@@ -138,6 +138,42 @@ struct kvg_shm_entry {
 };
 static_assert(sizeof(struct kvg_shm_entry) == 256, "an entry is four cache lines");
 
+/* ---- replicas: header page | entries ------------------------------------------------------ */
+
+#define KVG_REPLICAS_MAGIC "KVGREPLI"
+
+/*
+ * What of a tenant's blocks one device has as well: an entry for each slot of the index, in a memfd of its own for each
+ * device. The index says what there is; this says only where else it lies.
+ */
+struct kvg_shm_replicas {
+	char magic[8];
+	uint32_t version;
+	uint32_t entry_bytes; /* sizeof(struct kvg_shm_replica) */
+	uint64_t n_slots;     /* of the index */
+	uint64_t entries_off; /* multiple of 4096 */
+	uint64_t total_bytes;
+	uint8_t instance[16]; /* of the index */
+	uint8_t device[16];   /* UUID */
+	uint32_t reserved;
+	uint32_t crc; /* CRC32C of the bytes before this field */
+};
+static_assert(sizeof(struct kvg_shm_replicas) == 80, "the replicas' header is 80 bytes");
+
+/*
+ * word: bits 63..32 generation of the block, 16 LIVE, 7..0 planes that the device has. Reader: with the block pinned, load
+ * word (acquire); of the same generation, the planes in it that the pinned index word holds, too, lie in device memory where
+ * plane[] says, and stay there until unpin. Writer: as for the index, with the same pins: refs, then the larger word with
+ * release; to take away the smaller word, full fence, scan.
+ */
+struct kvg_shm_replica {
+	_Atomic uint64_t word;
+	uint64_t reserved[7];
+	struct kvg_shm_plane_ref
+		plane[KVG_PLANES_MAX]; /* tier KVG_TIER_GPU; pairs as in the index */
+};
+static_assert(sizeof(struct kvg_shm_replica) == 256, "a replica's entry is four cache lines");
+
 /* ---- pin page: header | pins | touch ring ------------------------------------------------- */
 
 #define KVG_PIN_MAGIC "KVGPINPG"

@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "daemon/cache/pack.h"
+#include "daemon/cache/replica.h"
 #include "daemon/cache/tenant.h"
 #include "proto/plane.h"
 
@@ -48,6 +49,23 @@ float block_retention(const struct block *b)
 	for (uint32_t p = 0; p < b->n_planes; p++)
 		there += shown >> p & 1 ? b->plane[p].pairs : 0;
 	return b->pairs ? (float)((double)there / (double)b->pairs) : 0.0f;
+}
+
+uint8_t block_share(const struct block *b, float retention)
+{
+	const uint8_t shown = block_shown(b);
+	uint64_t there = 0;
+	uint8_t planes = 0;
+
+	for (uint32_t p = 0; p < b->n_planes; p++) {
+		if (!(shown >> p & 1))
+			continue;
+		if (planes && (float)((double)there / (double)b->pairs) >= retention)
+			break;
+		there += b->plane[p].pairs;
+		planes |= (uint8_t)(1u << p);
+	}
+	return planes;
 }
 
 uint64_t block_payload(const struct block *b, uint8_t planes)
@@ -575,6 +593,7 @@ void block_regain(struct block *b, uint8_t held)
 
 static void release_planes(struct block *b, uint8_t planes, bool erase)
 {
+	replicas_drop(b, planes);
 	count_held(b, planes & b->held, -1);
 	release_pages(b, planes & b->mapped);
 	b->held &= (uint8_t)~planes;

@@ -57,6 +57,7 @@ struct block {
 	uint8_t sinking;   /* bits: on their way down */
 	uint8_t leaving;   /* bits: have arrived there, and are to leave memory */
 	uint8_t used;      /* bits: read since they were written below, or kept there */
+	uint16_t replicas; /* bits: devices that have planes of it, or will */
 	bool touched;      /* since planes of it were last sent down */
 	bool lost;         /* in the mover's list of blocks that lost planes */
 	struct lift *lift; /* on its way up; NULL */
@@ -131,6 +132,8 @@ static inline uint8_t block_readable(const struct block *b)
 {
 	return b->mapped & (uint8_t)~b->hidden;
 }
+/* The best planes that together hold this share of the pairs, one at least; all, if they hold less. */
+uint8_t block_share(const struct block *b, float retention);
 /* Planes (bits) that the tier below has. */
 uint8_t block_below(const struct block *b);
 /* It was read. */

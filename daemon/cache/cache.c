@@ -8,6 +8,7 @@
  *	evictor.c	policy -> pins.c -> block.c			show.c		list, inspect
  *	purge.c		tree -> evictor.c				verify.c	workers -> purge.c
  *	mover_down.c	evictor.c -> disk -> evictor.c			mover_up.c	disk -> block.c
+ *	replica.c	block.c -> copier				replica_room.c	policy -> pins.c
  *
  * Everything runs on the loop's thread but pack_run(), plane_verify(), the pool's prefaulting and the disk's transfers.
  */
@@ -37,6 +38,7 @@ static void tick_on(void *userdata)
 		c->ticking = c->ticking->next;
 	}
 	mover_gauges(c);
+	devices_tick(c);
 	if (c->sweeps)
 		c->sweeps = pool_sweep(c->pool) ? c->sweeps - 1 : 0;
 	if (c->ticking || c->sweeps)
@@ -94,6 +96,8 @@ static int start(struct cache *c)
 	if (r == 0)
 		r = mover_init(c);
 	if (r == 0)
+		r = devices_init(c);
+	if (r == 0)
 		r = loop_arm(c->tick_timer, TICK_NS, TICK_NS);
 	return r;
 }
@@ -129,6 +133,7 @@ struct cache *cache_free(struct cache *c)
 		return NULL;
 	loop_assert_owner(c->loop);
 	commits_fini(c);
+	devices_stop(c);
 	mover_fini(c);
 	purges_fini(c);
 	c->tick_rest_timer = loop_del_timer(c->tick_rest_timer);
@@ -136,6 +141,7 @@ struct cache *cache_free(struct cache *c)
 	c->evict_timer = loop_del_timer(c->evict_timer);
 	tenants_free(c);
 	blocks_fini(c);
+	devices_fini(c);
 	pool_free(c->pool);
 	layout_gates_free(c);
 	key_hasher_free(c->hasher);

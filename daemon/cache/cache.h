@@ -47,6 +47,15 @@ struct cache_options {
 		bool admit_all; /* what is worth less than what has to go for it, too */
 		const struct io_fault *fault; /* NULL; for tests */
 	} disk;
+	struct cache_gpu_options {
+		const char *devices;   /* NULL, "": none; "all"; ordinals, separated by ',' */
+		const char *library;   /* libcuda */
+		const char *mover;     /* path of kvgate-mover */
+		uint64_t bytes;        /* of each device */
+		uint64_t tenant_bytes; /* of each device and tenant; 0: no limit */
+		uint64_t
+			mover_pause_ns; /* the longest before a mover is started again; 0: as it is */
+	} gpu;
 };
 
 int cache_new(const struct cache_options *o, struct cache **ret);
@@ -362,6 +371,40 @@ struct cache_segment_info {
 };
 int cache_segment_get(
 	struct cache_tenant *t, uint32_t id, struct cache_segment_info *ret); /* -ENOENT */
+
+/* ---- devices ------------------------------------------------------------------------------- */
+
+/*
+ * A device holds replicas: planes that the host, or the disk, holds as well. So nothing is lost with it, and what it holds can go
+ * at any time, but for what is pinned: the same pins protect a block wherever it lies. Devices are numbered from 0.
+ */
+struct cache_device_info {
+	int ordinal;
+	uint8_t uuid[16];
+	char name[96];
+	uint64_t bytes, limit, segments, used; /* the device's, of segments, that are, in use */
+	uint64_t copying;                      /* bytes on their way */
+	uint64_t starts;                       /* of kvgate-mover */
+	int mover;                             /* its pid; 0: there is none */
+	bool ready;
+	char why[256]; /* not ready: why */
+};
+bool cache_device_get(const struct cache *c, unsigned device, struct cache_device_info *ret);
+/* Why there is no device at all, "" where none is wanted. */
+const char *cache_devices_why(const struct cache *c);
+/* The tenant's table of replicas there, borrowed, read-only description. -ENOENT, -ENOMEM, .. */
+int cache_device_open(struct cache_tenant *t, unsigned device, int *ret_fd);
+int cache_device_segment(
+	struct cache_tenant *t, unsigned device, uint32_t id, struct cache_segment_info *ret);
+/*
+ * As cache_fetch(), of what is mapped: the best planes that hold this share of the pairs are copied to the device. Who waits is
+ * told of the planes that are there, or not: -ENOSPC, -EBUSY (more is on its way than may be: ask again), -ENODEV, -EIO. None of
+ * it is an error of the block.
+ */
+uint8_t cache_replicate(struct cache_tenant *t, struct kvg_handle h, unsigned device,
+	float retention, struct cache_fetch *f);
+/* Planes (bits) that the device has, and readers see. */
+uint8_t cache_replicas(struct cache_tenant *t, struct kvg_handle h, unsigned device);
 
 /* For tests and debugging, walks everything: 0, or -EBADMSG and a line in the log for each invariant that is broken. */
 int cache_check(struct cache *c);

@@ -435,24 +435,6 @@ void mover_lift(struct cache *c)
 
 /* ---- asking ---- */
 
-/* The best planes that together hold this share of the pairs, one at least; all, if they hold less. */
-static uint8_t planes_for(const struct block *b, float retention)
-{
-	const uint8_t shown = block_shown(b);
-	uint64_t there = 0;
-	uint8_t planes = 0;
-
-	for (uint32_t p = 0; p < b->n_planes; p++) {
-		if (!(shown >> p & 1))
-			continue;
-		if (planes && (float)((double)there / (double)b->pairs) >= retention)
-			break;
-		there += b->plane[p].pairs;
-		planes |= (uint8_t)(1u << p);
-	}
-	return planes;
-}
-
 static struct lift *lift_of(struct block *b)
 {
 	struct lift *l = b->lift;
@@ -485,7 +467,7 @@ uint8_t cache_fetch(
 		f->link = NULL;
 	}
 	b = block_get(t, h);
-	planes = b ? planes_for(b, retention) & (uint8_t)~b->mapped : 0;
+	planes = b ? block_share(b, retention) & (uint8_t)~b->mapped : 0;
 	if (!planes || c->mover.stopping)
 		return 0;
 	l = lift_of(b);

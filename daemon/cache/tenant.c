@@ -48,6 +48,7 @@ static struct cache_tenant *tenant_free(struct cache_tenant *t)
 {
 	struct model_floor *m;
 
+	replicas_leave(t);
 	free_blocks(t);
 	assert(!t->n_blocks && (t->catalog || !t->used) && !t->reserved);
 	for (uint32_t i = 0; i < t->n_layouts; i++)
@@ -501,6 +502,7 @@ void tenant_tick(struct cache_tenant *t)
 	tenant_drain(t);
 	walk_floors(t);
 	index_sweep(t->index);
+	replicas_tick(t);
 	tenant_gauges(t);
 	evict_check(t->cache, t);
 }

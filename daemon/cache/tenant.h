@@ -17,6 +17,7 @@
 #include "daemon/cache/pins.h"
 #include "daemon/cache/policy.h"
 #include "daemon/cache/purge.h"
+#include "daemon/cache/replica.h"
 #include "daemon/cache/verify.h"
 #include "daemon/mem/pool.h"
 #include "daemon/mem/slab.h"
@@ -64,11 +65,12 @@ struct cache_tenant {
 	uint64_t reserved;       /* page bytes promised to commits in flight */
 	uint64_t reserved_slots; /* one each */
 
-	struct disk_tenant *disk; /* NULL: there is no tier below */
-	uint64_t sinking;         /* page bytes on their way down, which are still used here */
-	uint64_t lifting;         /* page bytes on their way up, which are not used yet */
-	struct lifts lifts;       /* blocks of which planes are to come up */
-	double below_worth;       /* what blocks were worth that the tier below gave up lately */
+	struct replica_set *replicas; /* on each device that it has opened */
+	struct disk_tenant *disk;     /* NULL: there is no tier below */
+	uint64_t sinking;             /* page bytes on their way down, which are still used here */
+	uint64_t lifting;             /* page bytes on their way up, which are not used yet */
+	struct lifts lifts;           /* blocks of which planes are to come up */
+	double below_worth; /* what blocks were worth that the tier below gave up lately */
 	struct job_list
 		starved;  /* commits that wait for room and for the workers, in their order */
 	uint64_t served;  /* bytes that were packed, or a later start: who has least is next */
@@ -98,6 +100,7 @@ struct cache {
 	struct verifications verify;
 	struct disk *disk; /* the tier below; NULL: none */
 	struct mover mover;
+	struct devices devices;
 	struct cache_tenant *purging, **purging_end; /* tenants with purges, by turns */
 	struct loop_timer *purge_timer;              /* armed while there are any */
 	struct cache_purge *purges_syncing; /* all is gone, but the tier below has not noted it */
