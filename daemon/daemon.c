@@ -326,6 +326,11 @@ static int build_cache(struct daemon *d)
 			.iopoll = o->disk_iopoll,
 			.discard = o->disk_discard,
 			.admit_all = o->disk_admit},
+		.gpu = {.devices = o->gpu_devices,
+			.library = o->gpu_library,
+			.mover = o->gpu_mover[0] ? o->gpu_mover : KVG_MOVER,
+			.bytes = o->gpu_bytes,
+			.tenant_bytes = o->tenant_gpu_bytes},
 	};
 
 	if (o->numa_node >= 0 && !machine_has_node((int)o->numa_node)) {

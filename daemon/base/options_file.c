@@ -218,7 +218,7 @@ static int in_model(struct reading *r, const char *section, const char *name, co
 	return 1;
 }
 
-/* Under [disk] `size` is disk_size: names are unique in the environment and among flags, and short in their section. */
+/* Under [disk] `size` is disk_size, under [gpu] `bytes` is gpu_bytes: names are unique in the environment and among flags, and short in their section. */
 static unsigned find_in_section(const char *section, const char *name)
 {
 	char full[OPTIONS_TEXT_MAX];

@@ -13,6 +13,9 @@ static const struct {
 	{"disk",
 		"A tier below memory, on files or block devices (here the names may stand without "
 		"their disk_)."},
+	{"gpu",
+		"GPUs, which hold replicas of what memory and disk hold (here the names may stand "
+		"without their gpu_)."},
 	{"limits", "What one tenant may have, unless its own section says otherwise."},
 };
 

@@ -36,7 +36,7 @@ struct wanted { /* a key of the request */
 	struct kvg_key key;
 	struct cache_block_result result;
 	struct cache_fetch fetch;
-	int code;
+	int code, error; /* why a plane did not come up */
 	uint8_t coming;
 	bool pinned;   /* by the request: the session does not have it yet, or never will */
 	bool fetching; /* arrived() will be called */
@@ -48,7 +48,9 @@ struct acquire {
 	uint64_t id;                  /* of the request */
 	uint32_t layout;
 	float min_retention, want;
+	uint32_t device; /* 0: none */
 	bool prefix, no_wait;
+	bool copying;         /* to the device: what had to come up before has */
 	bool waiting, posted; /* a reply is owed; work will run */
 	struct loop_work work;
 	size_t n, fetching;
@@ -60,6 +62,7 @@ struct acquire_args {
 	size_t n;
 	struct kvg_key *keys;
 	float retention, want;
+	uint32_t device;
 	bool prefix, no_wait;
 };
 
@@ -234,7 +237,7 @@ static int judge(const struct acquire *a, struct wanted *w)
 		return KVG_CODE_CORRUPT;
 	if (w->result.mapped && (float)share >= a->min_retention)
 		return KVG_CODE_OK;
-	return code_of_error(w->fetch.error);
+	return code_of_error(a->copying ? w->error : w->fetch.error);
 }
 
 /* The session's from here on, if it is good. */
@@ -275,11 +278,27 @@ static void fill_reply(struct request *r, struct acquire *a)
 		b->retention = w->result.retention;
 		b->held = w->result.held;
 		b->mapped = w->result.mapped;
-		b->coming = a->no_wait && w->fetching ? w->coming : 0;
+		b->coming = a->no_wait && w->fetching && !a->copying ? w->coming : 0;
+		if (a->device && w->code == KVG_CODE_OK)
+			b->replicas = cache_replicas(
+				a->session->tenant->cache, w->result.handle, a->device - 1);
 		cut = a->prefix && w->code != KVG_CODE_OK;
 	}
 	r->reply->body_case = KVGATE__V1__REPLY__BODY_ACQUIRE;
 	r->reply->acquire = m;
+}
+
+static void copy(struct acquire *a, struct wanted *w);
+
+/* What is to come up has, or has not: the device gets its copies of what there is. Once. */
+static void copy_all(struct acquire *a)
+{
+	if (!a->device || a->copying)
+		return;
+	a->copying = true;
+	for (size_t i = 0; i < a->n; i++)
+		if (a->wanted[i].code == KVG_CODE_OK)
+			copy(a, &a->wanted[i]);
 }
 
 static void on_ended(struct loop_work *work)
@@ -293,6 +312,9 @@ static void on_ended(struct loop_work *work)
 		free(a);
 		return;
 	}
+	copy_all(a);
+	if (a->fetching)
+		return;
 	if (a->waiting) {
 		request_resume(&r, a->session->server, a->session->tenant, a->id, &reply);
 		fill_reply(&r, a);
@@ -347,6 +369,7 @@ int prep_acquire(struct request *r, const Kvgate__V1__Request *q)
 		.n = m->n_keys,
 		.retention = m->min_retention,
 		.want = m->want,
+		.device = m->device,
 		.prefix = m->prefix,
 		.no_wait = m->no_wait};
 	if (check_retention(r, m->min_retention) || check_retention(r, m->want))
@@ -378,6 +401,7 @@ static int acquire_new(struct request *r, const struct acquire_args *args, struc
 		.layout = args->layout,
 		.min_retention = args->retention,
 		.want = fmaxf(fmaxf(args->want, args->retention), RETENTION_LEAST),
+		.device = args->device,
 		.prefix = args->prefix,
 		.no_wait = args->no_wait,
 		.work.fn = on_ended};
@@ -416,6 +440,23 @@ static void fetch(struct acquire *a, struct wanted *w)
 	}
 }
 
+/* Copies are told of as planes from below are; that one did not come is no reason to refuse the block. */
+static void copy(struct acquire *a, struct wanted *w)
+{
+	const int error = w->fetch.error;
+	struct cache_fetch *f = &w->fetch;
+
+	f->arrived = on_arrived;
+	w->fetching = true;
+	a->fetching++;
+	if (!cache_replicate(
+		    a->session->tenant->cache, w->result.handle, a->device - 1, a->want, f)) {
+		w->fetching = false;
+		a->fetching--;
+	}
+	w->error = error;
+}
+
 static void begin(struct request *r, struct acquire *a, const struct cache_layout *l,
 	const struct kvg_key *keys, size_t n)
 {
@@ -430,6 +471,8 @@ static void begin(struct request *r, struct acquire *a, const struct cache_layou
 		else if (a->prefix)
 			break;
 	}
+	if (!a->fetching)
+		copy_all(a);
 }
 
 static int open_pipe(struct request *r)
@@ -465,8 +508,11 @@ int run_acquire(struct request *r)
 	const struct acquire_args *args = r->args;
 	struct acquire *a = NULL;
 	struct cache_layout *l;
+	unsigned device;
 	int code = request_layout(r, r->tenant, args->layout, &l);
 
+	if (!code)
+		code = request_device(r, args->device, &device);
 	if (!code && args->no_wait)
 		code = open_pipe(r);
 	if (!code)
@@ -491,7 +537,8 @@ int prep_prefetch(struct request *r, const Kvgate__V1__Request *q)
 	const Kvgate__V1__Prefetch *m = q->prefetch;
 	struct acquire_args *a = r->args = request_new(r, 1, struct acquire_args);
 
-	*a = (struct acquire_args){.layout = m->layout, .n = m->n_keys, .want = m->retention};
+	*a = (struct acquire_args){
+		.layout = m->layout, .n = m->n_keys, .want = m->retention, .device = m->device};
 	if (check_retention(r, m->retention))
 		return KVG_CODE_BAD_ARGUMENT;
 	return request_keys(r, m->n_keys, m->keys, &a->keys);
@@ -504,8 +551,11 @@ int run_prefetch(struct request *r)
 	struct cache_tenant *t = r->tenant->cache;
 	Kvgate__V1__PrefetchReply *m = request_new(r, 1, Kvgate__V1__PrefetchReply);
 	struct cache_layout *l;
+	unsigned device;
 	int code = request_layout(r, r->tenant, a->layout, &l);
 
+	if (!code)
+		code = request_device(r, a->device, &device);
 	if (code)
 		return code;
 	kvgate__v1__prefetch_reply__init(m);
@@ -516,7 +566,8 @@ int run_prefetch(struct request *r)
 			continue;
 		m->present++;
 		if (cache_inspect(t, a->layout, &a->keys[i], &info) == KVG_CODE_OK)
-			m->moving += cache_fetch(t, info.handle, want, NULL) != 0;
+			m->moving += cache_fetch(t, info.handle, want, NULL) != 0 ||
+				(a->device && cache_replicate(t, info.handle, device, want, NULL));
 	}
 	r->reply->body_case = KVGATE__V1__REPLY__BODY_PREFETCH;
 	r->reply->prefetch = m;

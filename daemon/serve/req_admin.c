@@ -202,6 +202,10 @@ int run_stat(struct request *r)
 	if (code)
 		return code;
 	kvgate__v1__stat_reply__init(m);
+	if (!a->cursor) {
+		device_infos_fill(r, m);
+		page.bytes = kvgate__v1__stat_reply__get_packed_size(m);
+	}
 	m->counters = request_alloc(r, STAT_MAX, sizeof(*m->counters));
 	m->layouts = request_alloc(r, STAT_MAX, sizeof(*m->layouts));
 	counters_each(s->parts.counters, a->all ? NULL : t->name, add_counter, &page);

@@ -52,6 +52,7 @@ int run_release(struct request *r)
 
 struct segments_args {
 	size_t n;
+	uint32_t device;
 	uint32_t id[KVG_MESSAGE_FDS_MAX];
 };
 
@@ -65,6 +66,7 @@ int prep_map_segments(struct request *r, const Kvgate__V1__Request *q)
 			"%zu segments: use at most %u a request", m->n_segments,
 			KVG_MESSAGE_FDS_MAX);
 	a->n = m->n_segments;
+	a->device = m->device;
 	if (a->n)
 		memcpy(a->id, m->segments, a->n * sizeof(a->id[0]));
 	return KVG_CODE_OK;
@@ -75,13 +77,19 @@ int run_map_segments(struct request *r)
 	const struct segments_args *a = r->args;
 	Kvgate__V1__MapSegmentsReply *m = request_new(r, 1, Kvgate__V1__MapSegmentsReply);
 
+	unsigned device;
+	int code = request_device(r, a->device, &device);
+
+	if (code)
+		return code;
 	kvgate__v1__map_segments_reply__init(m);
 	m->segments = request_new(r, a->n, Kvgate__V1__SegmentInfo *);
 	for (size_t i = 0; i < a->n; i++) {
 		struct cache_segment_info info;
 		Kvgate__V1__SegmentInfo *s;
 
-		if (cache_segment_get(r->tenant->cache, a->id[i], &info) < 0)
+		if ((a->device ? cache_device_segment(r->tenant->cache, device, a->id[i], &info)
+			       : cache_segment_get(r->tenant->cache, a->id[i], &info)) < 0)
 			continue;
 		s = m->segments[m->n_segments++] = request_new(r, 1, Kvgate__V1__SegmentInfo);
 		kvgate__v1__segment_info__init(s);

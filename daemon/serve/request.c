@@ -31,6 +31,7 @@ static const struct request_op ops[] = {
 	OP(RELEASE, release),
 	OP(PREFETCH, prefetch),
 	OP(MAP_SEGMENTS, map_segments, .maps = true),
+	OP(DEVICE, device, .maps = true),
 	OP(LIST, list),
 	OP(INSPECT, inspect),
 	OP(STAT, stat),

@@ -55,6 +55,8 @@ int request_key(
 	struct request *r, const char *what, const ProtobufCBinaryData *key, struct kvg_key *ret);
 /* The tenant that is meant: "" or one's own, or another's if the client is an admin. OK, DENIED, NOT_FOUND. */
 int request_tenant(struct request *r, const char *name, struct tenant **ret);
+/* A number that a Device reply gave, 0: none; *ret counts from 0. OK, NOT_FOUND. */
+int request_device(struct request *r, uint32_t device, unsigned *ret);
 /* OK, NOT_FOUND. */
 int request_layout(struct request *r, struct tenant *t, uint32_t id, struct cache_layout **ret);
 
@@ -102,6 +104,7 @@ REQUEST_OP(acquire);
 REQUEST_OP(release);
 REQUEST_OP(prefetch);
 REQUEST_OP(map_segments);
+REQUEST_OP(device);
 REQUEST_OP(list);
 REQUEST_OP(inspect);
 REQUEST_OP(stat);
@@ -128,6 +131,7 @@ void events_deliver(void *server, const struct cache_event *e);
 
 /* As they appear in replies. */
 Kvgate__V1__BlockInfo *block_info_new(struct request *r, const struct cache_block_info *from);
+void device_infos_fill(struct request *r, Kvgate__V1__StatReply *ret);
 void layout_info_fill(struct request *r, const struct cache_layout *l, Kvgate__V1__LayoutInfo *ret);
 
 #endif

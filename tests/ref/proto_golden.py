@@ -103,9 +103,9 @@ FINGERPRINT = bytes(range(100, 132))
 GENERATION = 7
 
 
-def plane_ref(plane):
+def plane_ref(plane, tier=1):
     """bytes, segment, page, pairs, tier, page_shift, check"""
-    fields = struct.pack("<QIIIBB", 0x123456789a + plane, 3, 0x10 + plane, 1000 + plane, 1, 16)
+    fields = struct.pack("<QIIIBB", 0x123456789a + plane, 3, 0x10 + plane, 1000 + plane, tier, 16)
     crc = crc32c(fields + struct.pack("<II", plane, GENERATION))
     return fields + struct.pack("<H", (crc ^ crc >> 16) & 0xffff)
 
@@ -122,6 +122,18 @@ def entry():
 def index():
     head = b"KVGINDEX" + struct.pack("<IIQQQQQ", 2, 256, 1024, 4096, 4096, 69632, 1118208) + bytes(range(16))
     return head + struct.pack("<II", crc32c(head), 3)
+
+
+def replicas():
+    head = b"KVGREPLI" + struct.pack("<IIQQQ", 2, 256, 1024, 4096, 266240) + bytes(range(16)) + bytes(range(200, 216)) + bytes(4)
+    return head + struct.pack("<I", crc32c(head))
+
+
+def replica():
+    """word | 7 reserved | 8 plane refs, tier 2"""
+    word = GENERATION << 32 | 1 << 16 | 0x03
+    refs = b"".join(plane_ref(p, 2) for p in range(2)) + bytes(6 * 24)
+    return struct.pack("<Q", word) + bytes(56) + refs
 
 
 def bucket():
@@ -172,6 +184,8 @@ def fingerprint():
 def other_lines():
     yield "shm.index", index()
     yield "shm.bucket", bucket()
+    yield "shm.replicas", replicas()
+    yield "shm.replica", replica()
     yield "shm.plane_ref", plane_ref(3)
     yield "shm.entry", entry()
     yield "shm.pins", pins()

@@ -368,8 +368,8 @@ static void expect_constants(void)
 	};
 	static const struct {
 		const char *name, *bytes;
-	} magics[] = {
-		{"index", KVG_INDEX_MAGIC}, {"pins", KVG_PIN_MAGIC}, {"plane", KVG_PLANE_MAGIC}};
+	} magics[] = {{"index", KVG_INDEX_MAGIC}, {"pins", KVG_PIN_MAGIC},
+		{"plane", KVG_PLANE_MAGIC}, {"replicas", KVG_REPLICAS_MAGIC}};
 
 	for (unsigned i = 0; i < sizeof(constants) / sizeof(constants[0]); i++)
 		expect_given(constants[i].owner, constants[i].number, constants[i].name, "number");

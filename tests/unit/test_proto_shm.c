@@ -135,6 +135,37 @@ static void test_index_header(void **state)
 	expect_golden("shm.index", &h, sizeof(h));
 }
 
+static void test_replicas(void **state)
+{
+	struct kvg_shm_replicas h = {
+		.magic = KVG_REPLICAS_MAGIC,
+		.version = KVG_SHM_VERSION,
+		.entry_bytes = sizeof(struct kvg_shm_replica),
+		.n_slots = 1024,
+		.entries_off = 4096,
+		.total_bytes = 4096 + 1024 * sizeof(struct kvg_shm_replica),
+	};
+	struct kvg_shm_replica r = {.word = kvg_word(7, 1, 0, 3)};
+
+	(void)state;
+	for (unsigned i = 0; i < 16; i++) {
+		h.instance[i] = (uint8_t)i;
+		h.device[i] = (uint8_t)(200 + i);
+	}
+	h.crc = replicas_crc(&h);
+	expect_golden("shm.replicas", &h, sizeof(h));
+	for (uint32_t p = 0; p < 2; p++) {
+		r.plane[p] = (struct kvg_shm_plane_ref){.bytes = 0x123456789a + p,
+			.segment = 3,
+			.page = 0x10 + p,
+			.pairs = 1000 + p,
+			.tier = KVG_TIER_GPU,
+			.page_shift = 16};
+		r.plane[p].check = plane_ref_check(&r.plane[p], p, 7);
+	}
+	expect_golden("shm.replica", &r, sizeof(r));
+}
+
 static void test_bucket(void **state)
 {
 	const struct kvg_key key = example_key();
@@ -264,6 +295,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_index_header),
 		cmocka_unit_test(test_bucket),
+		cmocka_unit_test(test_replicas),
 		cmocka_unit_test(test_entry),
 		cmocka_unit_test(test_pin_page),
 		cmocka_unit_test(test_words_and_handles),
