@@ -21,6 +21,8 @@ struct status {
 	struct ctl_counters counters;
 	struct json_object *layouts, *floors; /* with --json */
 	unsigned n_layouts;
+	struct json_object *devices; /* with --json */
+	char no_device[300];
 };
 
 static void print_layout(void *userdata, const struct kvg_layout_entry *l)
@@ -90,8 +92,53 @@ static void print_json(const struct status *s)
 	json_object_object_add(p, "model_floors", s->floors);
 	json_object_object_add(o, "policy", p);
 	json_object_object_add(o, "layouts", s->layouts);
+	json_object_object_add(o, "devices", s->devices);
+	json_object_object_add(o, "no_device", json_object_new_string(s->no_device));
 	json_object_object_add(o, "counters", json_counters(&s->counters));
 	ctl_json(o);
+}
+
+static void print_device(void *userdata, const struct kvg_device_entry *d)
+{
+	struct status *s = userdata;
+	struct json_object *o;
+	char uuid[33];
+
+	if (!s->devices) {
+		printf("gpu %-4u %s: %s of %s in planes, %s on their way; kvgate-mover %s%s\n",
+			d->ordinal, d->name, ctl_bytes((double)d->used).s,
+			ctl_bytes((double)d->limit).s, ctl_bytes((double)d->copying).s,
+			d->ready ? "ready" : "not ready: ",
+			d->ready            ? ""
+				: d->why[0] ? d->why
+					    : "it starts");
+		return;
+	}
+	for (unsigned i = 0; i < sizeof(d->uuid); i++)
+		snprintf(uuid + 2 * i, 3, "%02x", d->uuid[i]);
+	o = json_object_new_object();
+	json_object_object_add(o, "ordinal", json_object_new_int64(d->ordinal));
+	json_object_object_add(o, "uuid", json_object_new_string(uuid));
+	json_object_object_add(o, "name", json_object_new_string(d->name));
+	json_object_object_add(o, "bytes", json_object_new_int64((int64_t)d->bytes));
+	json_object_object_add(o, "limit", json_object_new_int64((int64_t)d->limit));
+	json_object_object_add(o, "segments", json_object_new_int64((int64_t)d->segments));
+	json_object_object_add(o, "used", json_object_new_int64((int64_t)d->used));
+	json_object_object_add(o, "copying", json_object_new_int64((int64_t)d->copying));
+	json_object_object_add(o, "mover_starts", json_object_new_int64((int64_t)d->starts));
+	json_object_object_add(o, "mover", json_object_new_int64(d->mover));
+	json_object_object_add(o, "ready", json_object_new_boolean(d->ready));
+	json_object_object_add(o, "why", json_object_new_string(d->why));
+	json_object_array_add(s->devices, o);
+}
+
+static int read_devices(struct kvg_client *c, struct status *s)
+{
+	int r = kvg_devices(c, print_device, s, s->no_device, sizeof(s->no_device));
+
+	if (r == 0 && !s->devices && s->no_device[0])
+		printf("gpu      none: %s\n", s->no_device);
+	return r;
 }
 
 static void print_planes(const struct ctl_counters *c)
@@ -179,6 +226,7 @@ static int run(struct kvg_client *c, struct status *s, bool all, bool every)
 	if (ctl_options.json) {
 		s->layouts = json_object_new_array();
 		s->floors = json_object_new_object();
+		s->devices = json_object_new_array();
 	}
 	r = kvg_policy(
 		c, &s->policy); /* without the models' floors: they are printed in their place */
@@ -189,6 +237,9 @@ static int run(struct kvg_client *c, struct status *s, bool all, bool every)
 		printf("floor    %.2f%s\n", s->policy.floor,
 			s->policy.floor >= 1 ? " (lossless: only whole blocks leave)" : "");
 	}
+	r = read_devices(c, s);
+	if (r < 0)
+		return ctl_failed(c, r, "devices");
 	s->policy = (struct kvg_policy){
 		.size = sizeof(s->policy), .model_floor = take_floor, .userdata = s};
 	r = kvg_policy(c, &s->policy);

@@ -380,6 +380,72 @@ KVG_API int kvg_release(struct kvg_client *c, const struct kvg_handle *handles, 
 KVG_API ssize_t kvg_prefetch(
 	struct kvg_layout *l, const struct kvg_key *keys, size_t n, float retention);
 
+/* ---- planes on a GPU ----------------------------------------------------------------------- */
+
+/*
+ * The daemon keeps replicas of planes on the GPUs it was told to use. What is pinned is pinned there, too; what is not there is
+ * still in memory, and kvg_planes() reads it. Needs libcuda, which is opened at run time.
+ */
+struct kvg_device; /* a GPU as one client uses it, owned by that client */
+
+struct kvg_device_options {
+	size_t size;
+	void *context; /* CUcontext; NULL: the one that is current on this thread. It outlives the device */
+	const char *library; /* path of libcuda; NULL: libcuda.so.1 */
+};
+/*
+ * The device of that context; o may be NULL. Blocks for a round trip, and at first for what libcuda takes to start. -ENODEV: no
+ * context; -ENOENT: no libcuda, or the daemon does not use this GPU; kvg_last_error() says why.
+ */
+KVG_API int kvg_device_open(
+	struct kvg_client *c, const struct kvg_device_options *o, struct kvg_device **ret);
+/* Pointers into its planes end: nothing that was launched with them runs any more. kvg_close() does it for all. NULL is fine. */
+KVG_API void kvg_device_close(struct kvg_device *d);
+
+/*
+ * kvg_acquire() that has `want` of each block copied to the device, best planes first, and returns when that is there, or does
+ * not come. What is on the device is what kvg_device_planes() finds; less than was wanted is no error. kvg_release() as ever.
+ */
+KVG_API ssize_t kvg_device_acquire(struct kvg_device *d, struct kvg_layout *l,
+	const struct kvg_key *keys, size_t n, float min_retention, float want, int prefix,
+	struct kvg_acquired *ret);
+/* kvg_prefetch() to the device: begins, and does not wait. Returns how many blocks are there. Blocks for one round trip per 256 keys. */
+KVG_API ssize_t kvg_device_prefetch(struct kvg_device *d, struct kvg_layout *l,
+	const struct kvg_key *keys, size_t n, float want);
+
+/* As struct kvg_plane; addresses (CUdeviceptr) in read-only memory of the device, valid until unpin. 0: it has no such part. */
+struct kvg_device_plane {
+	uint32_t plane, pairs;
+	uint64_t payload, bytes; /* all of it, the header first */
+	uint64_t cu;             /* u32 [layers * heads + 1] */
+	uint64_t index, score;   /* u16 [pairs] */
+	uint64_t k, v;           /* [pairs][k_dim], [pairs][v_dim]; opaque: the bytes are at k */
+};
+/*
+ * Planes of a pinned block that the device has, best first. Returns their number, 0: none is there now. No system call, but for one
+ * round trip and a mapping when a plane lies in a segment not seen before (blocks). -EINVAL: not pinned; -EBADMSG: damaged;
+ * -ENOTCONN: the daemon was restarted, see kvg_resume(); -ENODEV: it does not use this device any more.
+ */
+KVG_API int kvg_device_planes(struct kvg_device *d, struct kvg_layout *l, const struct kvg_pin *pin,
+	struct kvg_device_plane ret[KVG_PLANES_MAX]);
+
+/* A GPU of the daemon's. */
+struct kvg_device_entry {
+	size_t size;
+	uint32_t device, ordinal;
+	uint8_t uuid[16];
+	char name[96], why[256]; /* why: it is not ready */
+	uint64_t bytes, limit, segments, used,
+		copying; /* of the device, for segments; of segments, of planes, on their way */
+	uint64_t starts; /* of kvgate-mover */
+	uint32_t mover;  /* its process; 0: there is none */
+	int ready;
+};
+typedef void (*kvg_device_fn)(void *userdata, const struct kvg_device_entry *d);
+/* Every GPU that the daemon uses. ret_why (why_size bytes, may be NULL): why there is none, or "". Blocks for one round trip. */
+KVG_API int kvg_devices(
+	struct kvg_client *c, kvg_device_fn fn, void *userdata, char *ret_why, size_t why_size);
+
 struct kvg_event {
 	int kind; /* 0 lost (count says how many), 1 committed, 2 shrunk, 3 evicted */
 	const char *tenant;

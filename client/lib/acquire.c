@@ -86,12 +86,6 @@ int kvg_arrival_wait(struct kvg_client *c, int timeout_ms)
 
 /* ---- acquire ---- */
 
-struct wish {
-	float min_retention, want;
-	int prefix;
-	bool no_wait;
-};
-
 /* Up to KVG_BATCH_MAX keys. Returns how many results came, counting acquired ones into *acquired. */
 static ssize_t acquire_batch(struct kvg_layout *l, const struct kvg_key *keys, size_t n,
 	const struct wish *w, struct kvg_acquired *ret, uint8_t *ret_coming, size_t *acquired)
@@ -111,6 +105,7 @@ static ssize_t acquire_batch(struct kvg_layout *l, const struct kvg_key *keys, s
 	m.want = w->want;
 	m.prefix = w->prefix;
 	m.no_wait = w->no_wait;
+	m.device = w->device;
 	q.body_case = KVGATE__V1__REQUEST__BODY_ACQUIRE;
 	q.acquire = &m;
 	r = client_call(l->client, &q, &reply);
@@ -140,7 +135,7 @@ static ssize_t acquire_batch(struct kvg_layout *l, const struct kvg_key *keys, s
 	return r;
 }
 
-static ssize_t acquire_all(struct kvg_layout *l, const struct kvg_key *keys, size_t n,
+ssize_t acquire_all(struct kvg_layout *l, const struct kvg_key *keys, size_t n,
 	const struct wish *w, struct kvg_acquired *ret, uint8_t *ret_coming)
 {
 	size_t acquired = 0;
@@ -174,7 +169,7 @@ ssize_t kvg_acquire(struct kvg_layout *l, const struct kvg_key *keys, size_t n, 
 ssize_t kvg_acquire_start(struct kvg_layout *l, const struct kvg_key *keys, size_t n,
 	float min_retention, float want, int prefix, struct kvg_acquired *ret, uint8_t *ret_coming)
 {
-	const struct wish w = {min_retention, want, prefix, true};
+	const struct wish w = {min_retention, want, prefix, true, 0};
 
 	return acquire_all(l, keys, n, &w, ret, ret_coming);
 }

@@ -217,6 +217,7 @@ void kvg_close(struct kvg_client *c)
 		close(c->wake_fd);
 	if (c->sock >= 0)
 		close(c->sock);
+	devices_fini(c);
 	layouts_fini(c);
 	segments_fini(c);
 	stage_fini(c);

@@ -78,6 +78,7 @@ struct kvg_client {
 
 	struct key_hasher *hasher;
 	struct kvg_layout *layouts;
+	struct kvg_device *devices;
 	struct session_info {
 		uint32_t version, pins;
 		uint64_t features, session, staging_bytes;
@@ -153,6 +154,9 @@ void stage_fini(struct kvg_client *c);
 /* Its memory goes; what the caller still has of it stays readable and writable, for nobody. */
 void stage_retire(struct kvg_client *c);
 int layout_register_again(struct kvg_layout *l);
+/* What devices have, and whether they are there, may have changed with the daemon. */
+int devices_open_again(struct kvg_client *c);
+void devices_fini(struct kvg_client *c);
 int subscribe_again(struct kvg_client *c);
 
 /* ---- parts that a late reply or an event ends up in ---- */
@@ -177,6 +181,21 @@ size_t prefix_pin(struct kvg_layout *l, const struct kvg_key *keys, size_t n, fl
 	float want, struct kvg_pin *ret_pins, int *ret_why);
 size_t pins_left(const struct kvg_client *c);
 
+/* ---- acquire.c ---- */
+
+struct wish {
+	float min_retention, want;
+	int prefix;
+	bool no_wait;
+	uint32_t device; /* 0: none */
+};
+ssize_t acquire_all(struct kvg_layout *l, const struct kvg_key *keys, size_t n,
+	const struct wish *w, struct kvg_acquired *ret, uint8_t *ret_coming);
+
+/* remote.c */
+ssize_t prefetch_all(struct kvg_layout *l, const struct kvg_key *keys, size_t n, float retention,
+	uint32_t device);
+
 /* ---- segments.c ---- */
 
 struct segment_map {
@@ -192,6 +211,8 @@ int segments_map(struct kvg_client *c, const uint32_t *ids, size_t n);
 
 /* ---- planes.c ---- */
 
+bool pin_is_held(const struct kvg_client *c, const struct kvg_pin *pin);
+struct kvg_shm_plane_ref plane_ref_read(const struct kvg_shm_plane_ref *from);
 /* Views of pin->mapped by plane number, *ret_bits says which. -EBADMSG, -EINVAL; maps segments (blocks). */
 int pin_views(struct kvg_layout *l, const struct kvg_pin *pin,
 	struct plane_view ret[KVG_PLANES_MAX], unsigned *ret_bits);

@@ -152,6 +152,52 @@ int kvg_stat(struct kvg_client *c, int all, kvg_counter_fn fn, void *userdata)
 	return stat_each(c, NULL, all, visit_counters, &v);
 }
 
+struct device_visit {
+	kvg_device_fn fn;
+	void *userdata;
+	char *why;
+	size_t why_size;
+};
+
+static void visit_devices(void *userdata, const Kvgate__V1__StatReply *page)
+{
+	const struct device_visit *v = userdata;
+
+	if (v->why && page->no_device[0])
+		snprintf(v->why, v->why_size, "%s", page->no_device);
+	for (size_t i = 0; i < page->n_devices && v->fn; i++) {
+		const Kvgate__V1__DeviceInfo *m = page->devices[i];
+		struct kvg_device_entry d = {
+			.size = sizeof(d),
+			.device = m->device,
+			.ordinal = m->ordinal,
+			.bytes = m->bytes,
+			.limit = m->limit,
+			.segments = m->segments,
+			.used = m->used,
+			.copying = m->copying,
+			.starts = m->starts,
+			.mover = m->mover,
+			.ready = m->ready,
+		};
+
+		memcpy(d.uuid, m->uuid.data, m->uuid.len < 16 ? m->uuid.len : 16);
+		snprintf(d.name, sizeof(d.name), "%s", m->name);
+		snprintf(d.why, sizeof(d.why), "%s", m->why);
+		v->fn(v->userdata, &d);
+	}
+}
+
+int kvg_devices(
+	struct kvg_client *c, kvg_device_fn fn, void *userdata, char *ret_why, size_t why_size)
+{
+	struct device_visit v = {fn, userdata, ret_why, why_size};
+
+	if (ret_why && why_size)
+		ret_why[0] = '\0';
+	return stat_each(c, NULL, 0, visit_devices, &v);
+}
+
 static void layout_entry(const Kvgate__V1__LayoutInfo *m, struct kvg_layout_entry *ret)
 {
 	struct kvg_layout_entry l = {

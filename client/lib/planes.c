@@ -13,7 +13,7 @@
 
 #include "proto/plane.h"
 
-static struct kvg_shm_plane_ref read_ref(const struct kvg_shm_plane_ref *from)
+struct kvg_shm_plane_ref plane_ref_read(const struct kvg_shm_plane_ref *from)
 {
 	union {
 		struct kvg_shm_plane_ref ref;
@@ -44,7 +44,7 @@ static int read_refs(struct kvg_layout *l, const struct kvg_pin *pin, struct kvg
 	for (unsigned p = 0; p < KVG_PLANES_MAX; p++) {
 		if (!(pin->mapped >> p & 1))
 			continue;
-		ret[p] = read_ref(&e->plane[p]);
+		ret[p] = plane_ref_read(&e->plane[p]);
 		if (ret[p].check != plane_ref_check(&ret[p], p, pin->handle.gen))
 			return damaged(l->client, pin, p, "its reference is damaged");
 		if (ret[p].bytes == 0)
@@ -88,7 +88,7 @@ static int open_plane(struct kvg_layout *l, const struct kvg_pin *pin, unsigned 
 	return 0;
 }
 
-static bool is_pinned(const struct kvg_client *c, const struct kvg_pin *pin)
+bool pin_is_held(const struct kvg_client *c, const struct kvg_pin *pin)
 {
 	return pin->index < c->pins.high && pin->handle.slot < c->index.n_slots &&
 		atomic_load_explicit(&c->pins.pin[pin->index], memory_order_relaxed) ==
@@ -104,7 +104,7 @@ int pin_views(struct kvg_layout *l, const struct kvg_pin *pin,
 	unsigned bits = 0, n_missing = 0;
 	int r;
 
-	if (!is_pinned(c, pin))
+	if (!pin_is_held(c, pin))
 		return client_fail(c, -EINVAL, 0, "not a pin that is held");
 	r = read_refs(l, pin, ref, &bits);
 	if (r < 0)

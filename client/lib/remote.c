@@ -6,7 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-ssize_t kvg_prefetch(struct kvg_layout *l, const struct kvg_key *keys, size_t n, float retention)
+ssize_t prefetch_all(struct kvg_layout *l, const struct kvg_key *keys, size_t n, float retention,
+	uint32_t device)
 {
 	ProtobufCBinaryData bytes[KVG_BATCH_MAX];
 	ssize_t present = 0;
@@ -22,6 +23,7 @@ ssize_t kvg_prefetch(struct kvg_layout *l, const struct kvg_key *keys, size_t n,
 		keys_to_bytes(keys + done, m.n_keys, bytes);
 		m.keys = bytes;
 		m.retention = retention;
+		m.device = device;
 		q.body_case = KVGATE__V1__REQUEST__BODY_PREFETCH;
 		q.prefetch = &m;
 		r = client_call(l->client, &q, &reply);
@@ -32,6 +34,11 @@ ssize_t kvg_prefetch(struct kvg_layout *l, const struct kvg_key *keys, size_t n,
 		done += m.n_keys;
 	}
 	return present;
+}
+
+ssize_t kvg_prefetch(struct kvg_layout *l, const struct kvg_key *keys, size_t n, float retention)
+{
+	return prefetch_all(l, keys, n, retention, 0);
 }
 
 /* ---- events ---- */

@@ -84,6 +84,8 @@ static int connect_anew(struct kvg_client *c)
 	for (struct kvg_layout *l = c->layouts; l && r == 0; l = l->next)
 		r = layout_register_again(l);
 	if (r == 0)
+		r = devices_open_again(c);
+	if (r == 0)
 		r = subscribe_again(c);
 	if (r == 0) {
 		c->lookup_error = 0;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  *	DOWN --spawn--> STARTING --READY--> READY
- *	  ^ <-------- its pidfd is readable ---'		after a pause that doubles, and is forgotten at a job's end
+ *	  ^ <-------- its pidfd is readable ---'		after a pause that doubles, and is forgotten at READY
  *
  * A job waits in `queue`, and is in `sent` from its COPY to its DONE. When a mover ends, what was sent goes back to the front
  * of the queue, in its order, and is done again by the next: from nothing, since of a half done copy nothing is known. The next
@@ -311,7 +311,6 @@ static void on_done(struct copier *c, const struct mover_done *d)
 	if (!j)
 		return;
 	c->sent_bytes -= j->bytes;
-	c->pause_ns = shorter(PAUSE_MIN_NS, c->o.pause_ns);
 	if (d->error)
 		log_warning("a copy to a GPU failed", "device=%d why=\"%.*s\"", c->o.ordinal,
 			(int)sizeof(d->text) - 1, d->text);
@@ -342,6 +341,7 @@ static void on_state(struct copier *c, const struct mover_state *m)
 	}
 	c->state = READY;
 	c->vain = 0;
+	c->pause_ns = shorter(PAUSE_MIN_NS, c->o.pause_ns);
 	c->why[0] = '\0';
 	log_info("a GPU is served", "device=%d name=\"%.*s\" pid=%d", c->o.ordinal,
 		(int)sizeof(m->text) - 1, m->text, (int)c->pid);

@@ -354,6 +354,12 @@ CUresult cuMemHostGetDevicePointer(CUdeviceptr *ret, void *at, unsigned flags)
 	return CUDA_SUCCESS;
 }
 
+CUresult cuMemcpyDtoH(void *to, CUdeviceptr from, size_t n)
+{
+	memcpy(to, (const void *)(uintptr_t)from, n);
+	return CUDA_SUCCESS;
+}
+
 CUresult cuMemsetD8Async(CUdeviceptr at, unsigned char value, size_t n, CUstream stream)
 {
 	(void)stream;
