@@ -153,10 +153,10 @@ struct kvg_shm_replicas {
 	uint64_t n_slots;     /* of the index */
 	uint64_t entries_off; /* multiple of 4096 */
 	uint64_t total_bytes;
-	uint8_t instance[16]; /* of the index */
-	uint8_t device[16];   /* UUID */
-	uint32_t reserved;
-	uint32_t crc; /* CRC32C of the bytes before this field */
+	uint8_t instance[16];          /* of the index */
+	uint8_t device[16];            /* UUID */
+	uint32_t crc;                  /* CRC32C of the bytes before this field */
+	_Atomic uint32_t last_segment; /* the greatest id that was given; the daemon's own note */
 };
 static_assert(sizeof(struct kvg_shm_replicas) == 80, "the replicas' header is 80 bytes");
 

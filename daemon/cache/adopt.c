@@ -183,6 +183,8 @@ static int fill(struct cache_tenant *t, struct catalog *catalog, const struct ca
 		pool_tenant_own(t->pool, t);
 	if (r == 0)
 		pool_adoption_finish(a, catalog_last_given(catalog) + 1);
+	if (r == 0)
+		r = replicas_adopt(t, pinned);
 	pool_adoption_free(a);
 	return r;
 }
@@ -243,6 +245,7 @@ int cache_adopt(struct cache *c, const struct cache_pinned *pinned)
 	for (unsigned at = 0; c->o.park && (name = park_name(c->o.park, at)); at++)
 		if (parked_parse(name, &p) && p.n[PARKED_TENANT] > c->last_number)
 			c->last_number = (uint32_t)p.n[PARKED_TENANT];
+	devices_adopt(c);
 	for (unsigned at = 0; c->o.park && (name = park_name(c->o.park, at)); at++) {
 		struct catalog *catalog;
 		int fd, r;

@@ -59,7 +59,7 @@ static int device_new(
 {
 	const struct cache_gpu_options *o = &c->o.gpu;
 	struct device *d = calloc(1, sizeof(*d));
-	struct pool_options pool = {.numa_node = -1, .huge_pages = true};
+	struct pool_options pool = {.numa_node = -1, .huge_pages = true, .watch = replica_watch};
 	int r;
 
 	if (!d)
@@ -93,6 +93,7 @@ static int device_new(
 				.pause_ns = o->mover_pause_ns,
 				.segment = find_segment,
 				.filled = segment_filled,
+				.process = replica_keep_mover,
 				.userdata = d,
 			},
 			&d->copier);

@@ -14,7 +14,10 @@ static unsigned numbers_of(enum parked_kind kind)
 	case PARKED_PROCESS:
 		return 2;
 	case PARKED_SEGMENT:
+	case PARKED_REPLICAS:
+	case PARKED_MOVER:
 		return 3;
+	case PARKED_GPU_SEGMENT:
 	case PARKED_PINS:
 		return PARKED_NUMBERS;
 	}

@@ -6,6 +6,9 @@
  *	kvg-c-TENANT					catalog; tenants are numbered
  *	kvg-i-TENANT					index
  *	kvg-s-TENANT-ID-SHIFT				segment, its pages of 1 << SHIFT bytes
+ *	kvg-t-TENANT-DEVICE-DEVICE			table of replicas on a device, which is 16 bytes of UUID in two numbers
+ *	kvg-g-TENANT-ID-SHIFT-BYTES-DEVICE-DEVICE	segment of so many bytes there
+ *	kvg-m-0-DEVICE-DEVICE				the process that may write to it
  *	kvg-p-TENANT-SESSION-PINS-TOUCHES-UID-PID	pin page, and the process that writes it
  *	kvg-q-TENANT-SESSION				that process's pidfd
  */
@@ -23,6 +26,9 @@ enum parked_kind {
 	PARKED_CATALOG = 'c',
 	PARKED_INDEX = 'i',
 	PARKED_SEGMENT = 's',
+	PARKED_REPLICAS = 't',
+	PARKED_GPU_SEGMENT = 'g',
+	PARKED_MOVER = 'm',
 	PARKED_PINS = 'p',
 	PARKED_PROCESS = 'q',
 };
@@ -31,6 +37,9 @@ enum { /* places of the numbers */
 	PARKED_TENANT = 0,
 	PARKED_ID = 1, /* of the segment, of the session */
 	PARKED_SHIFT = 2,
+	PARKED_BYTES = 3,
+	PARKED_GPU_DEVICE = 4, /* of a segment there */
+	PARKED_DEVICE = 1,     /* of all else */
 	PARKED_N_PINS = 2,
 	PARKED_N_TOUCH,
 	PARKED_UID,

@@ -118,6 +118,7 @@ void replica_release(struct replica *r, uint8_t planes)
 	assert(!(planes & ~r->there));
 	give_pages(r, planes);
 	r->there &= (uint8_t)~planes;
+	r->hidden &= (uint8_t)~planes;
 	if (!r->there && !r->coming)
 		replica_free(r);
 }
@@ -131,15 +132,21 @@ void replicas_drop(struct block *b, uint8_t planes)
 		if (!gone)
 			continue;
 		assert(!r->coming);
-		replica_table_set(&s->table, b->handle, r->there & (uint8_t)~gone);
+		replica_table_set(&s->table, b->handle, r->there & (uint8_t) ~(gone | r->hidden));
 		replica_release(r, gone);
 	}
 }
 
 /* ---- sets ---- */
 
-static struct replica_set *set_free(struct replica_set *s)
+void replica_set_free(struct replica_set *s)
 {
+	struct replica_set **at = &s->tenant->replicas;
+
+	while (*at && *at != s)
+		at = &(*at)->next;
+	if (*at)
+		*at = s->next;
 	while (s->first) {
 		struct replica *r = s->first;
 
@@ -147,18 +154,18 @@ static struct replica_set *set_free(struct replica_set *s)
 		for (uint32_t p = 0; p < r->block->n_planes; p++)
 			if (r->there >> p & 1)
 				account(r, extent_bytes(&r->extent[p]), -1);
-		r->there = 0;
+		r->there = r->hidden = 0;
 		replica_free(r);
 	}
 	pool_tenant_free(s->pool);
+	replica_forget_table(s);
 	replica_table_fini(&s->table);
 	if (s->by_slot)
 		munmap(s->by_slot, index_slots(s->tenant->index) * sizeof(*s->by_slot));
 	free(s);
-	return NULL;
 }
 
-static int set_new(struct cache_tenant *t, struct device *d, struct replica_set **ret)
+int replica_set_new(struct cache_tenant *t, struct device *d, int fd, struct replica_set **ret)
 {
 	struct replica_set *s = calloc(1, sizeof(*s));
 	void *p;
@@ -174,27 +181,27 @@ static int set_new(struct cache_tenant *t, struct device *d, struct replica_set 
 	r = p == MAP_FAILED ? -errno : 0;
 	s->by_slot = r == 0 ? p : NULL;
 	if (r == 0)
-		r = replica_table_new(&s->table, t->index, d->gpu.uuid);
+		r = fd < 0 ? replica_table_new(&s->table, t->index, d->gpu.uuid)
+			   : replica_table_adopt(&s->table, t->index, d->gpu.uuid, fd);
 	if (r == 0)
 		r = pool_tenant_new(d->pool, &s->pool);
 	if (r < 0) {
-		set_free(s);
+		if (fd >= 0)
+			s->table.fd = -1; /* the caller's still */
+		replica_set_free(s);
 		return r;
 	}
 	s->next = t->replicas;
 	t->replicas = s;
+	replica_keep_table(s, fd < 0);
 	*ret = s;
 	return 0;
 }
 
 void replicas_leave(struct cache_tenant *t)
 {
-	while (t->replicas) {
-		struct replica_set *s = t->replicas;
-
-		t->replicas = s->next;
-		set_free(s);
-	}
+	while (t->replicas)
+		replica_set_free(t->replicas);
 }
 
 void replicas_tick(struct cache_tenant *t)
@@ -211,6 +218,23 @@ void replicas_tick(struct cache_tenant *t)
 		return;
 	counter_set(t->counters, COUNTER_SEGMENTS, KVG_TIER_GPU, (int64_t)segments);
 	counter_set(t->counters, COUNTER_RESIDENT, KVG_TIER_GPU, (int64_t)bytes);
+}
+
+int replica_adopt(struct replica_set *s, struct block *b, uint8_t there, uint8_t hidden,
+	const struct extent extent[KVG_PLANES_MAX])
+{
+	struct replica *r = replica_new(s, b);
+
+	if (!r)
+		return -ENOMEM;
+	r->there = there;
+	r->hidden = hidden;
+	for (uint32_t p = 0; p < b->n_planes; p++)
+		if (there >> p & 1) {
+			r->extent[p] = extent[p];
+			account(r, extent_bytes(&r->extent[p]), 1);
+		}
+	return 0;
 }
 
 /* ---- the end of a copy ---- */
@@ -257,7 +281,7 @@ static void show(struct replica *r, uint8_t planes)
 		counter_add(b->layout->counters, COUNTER_REPLICATED, p, 1);
 	}
 	r->there |= planes;
-	replica_table_set(&r->set->table, b->handle, r->there);
+	replica_table_set(&r->set->table, b->handle, r->there & (uint8_t)~r->hidden);
 }
 
 static void on_copied(struct copier_job *job, int error)
@@ -429,7 +453,7 @@ uint8_t cache_replicas(struct cache_tenant *t, struct kvg_handle h, unsigned dev
 	const struct block *b = block_get(t, h);
 	const struct replica *r = s && b ? replica_of(s, b) : NULL;
 
-	return r ? r->there & block_shown(b) : 0;
+	return r ? r->there & (uint8_t)~r->hidden & block_shown(b) : 0;
 }
 
 int cache_device_open(struct cache_tenant *t, unsigned device, int *ret_fd)
@@ -442,7 +466,7 @@ int cache_device_open(struct cache_tenant *t, unsigned device, int *ret_fd)
 	if (device >= d->n)
 		return -ENOENT;
 	if (!s)
-		r = set_new(t, d->at[device], &s);
+		r = replica_set_new(t, d->at[device], -1, &s);
 	if (r == 0)
 		*ret_fd = s->table.read_fd;
 	return r;

@@ -33,6 +33,16 @@ void devices_stop(struct cache *c);
 void devices_fini(struct cache *c);
 void devices_tick(struct cache *c);
 
+struct cache_pinned;
+
+/* Before any tenant is adopted: whoever may still write to a device for the last daemon is ended. */
+void devices_adopt(struct cache *c);
+/*
+ * What the last daemon parked of this tenant's replicas, of blocks that are there again. Whatever does not fit is not there. -ENOMEM and
+ * other trouble of the daemon's own.
+ */
+int replicas_adopt(struct cache_tenant *t, const struct cache_pinned *pinned);
+
 /* These planes of the block are about to be nowhere, and nobody has pinned them: replicas go first. */
 void replicas_drop(struct block *b, uint8_t planes);
 /* The tenant goes; what is kept of it stays for the next daemon. */

@@ -13,6 +13,7 @@ struct device {
 	struct tier_gpu gpu;
 	struct cache *cache;
 	unsigned number;
+	bool haunted; /* somebody of the last daemon's may still write to what it had there */
 	struct pool *pool;
 	struct copier *copier;
 	uint64_t segment_bytes;
@@ -26,6 +27,9 @@ struct replica_table {
 	struct kvg_shm_replica *entries;
 	uint64_t n_slots, bytes;
 };
+/* One that the last daemon made; the fd is taken on success. -EBADMSG. */
+int replica_table_adopt(
+	struct replica_table *t, const struct index *x, const uint8_t device[16], int fd);
 int replica_table_new(struct replica_table *t, const struct index *x, const uint8_t device[16]);
 void replica_table_fini(struct replica_table *t);
 /* Planes that readers see from now on, of the block that has this handle. */
@@ -41,7 +45,8 @@ struct replica {
 	struct block *block;
 	struct replica *next, *prev; /* of the set's, the next to be looked at first */
 	struct cache_fetch *waiters;
-	uint8_t there;  /* bits: readers see them */
+	uint8_t there; /* bits: readers see them */
+	uint8_t hidden; /* bits of `there`: not shown, and perhaps read by who had pinned them before the daemon began */
 	uint8_t coming; /* bits: on their way; the block is in use meanwhile */
 	struct extent extent[KVG_PLANES_MAX];
 };
@@ -57,6 +62,20 @@ struct replica_set {
 	struct replica *first, *last;
 	uint64_t used; /* as the device's */
 };
+
+/* fd -1: with a new table. -EBADMSG: of an fd that is none; it is the caller's still. */
+int replica_set_new(struct cache_tenant *t, struct device *d, int fd, struct replica_set **ret);
+/* With all it has, as if the daemon ended. */
+void replica_set_free(struct replica_set *s);
+/* Planes of the block that lie there already. */
+int replica_adopt(struct replica_set *s, struct block *b, uint8_t there, uint8_t hidden,
+	const struct extent extent[KVG_PLANES_MAX]);
+/* replica_keep.c: segments go into the keeper's hands as they come; and the mover's process. */
+extern const struct pool_watch replica_watch;
+/* fresh: the keeper does not have it yet. */
+void replica_keep_table(struct replica_set *s, bool fresh);
+void replica_forget_table(struct replica_set *s);
+void replica_keep_mover(void *device, int pidfd);
 
 struct replica_set *replica_set_find(const struct cache_tenant *t, unsigned device);
 static inline struct replica *replica_of(const struct replica_set *s, const struct block *b)

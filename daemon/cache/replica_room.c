@@ -82,7 +82,8 @@ static int least(const struct round *r, double worth)
 static void hide(struct round *r, unsigned i, uint8_t stays)
 {
 	r->stays[i] = stays;
-	replica_table_set(&r->at[i]->set->table, r->at[i]->block->handle, stays);
+	replica_table_set(
+		&r->at[i]->set->table, r->at[i]->block->handle, stays & (uint8_t)~r->at[i]->hidden);
 }
 
 /* What is hidden goes, unless it is pinned. Bytes that went. */

@@ -4,8 +4,10 @@
  * release behind what it makes visible.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "daemon/cache/replica_private.h"
@@ -44,6 +46,43 @@ int replica_table_new(struct replica_table *t, const struct index *x, const uint
 	t->head = map;
 	t->entries = (struct kvg_shm_replica *)((uint8_t *)map + ENTRIES_OFF);
 	memcpy(t->head, &head, sizeof(head));
+	return 0;
+}
+
+/* A memfd that cannot change its size, open for writing, of this index and device. */
+int replica_table_adopt(
+	struct replica_table *t, const struct index *x, const uint8_t device[16], int fd)
+{
+	const int seals = F_SEAL_SHRINK | F_SEAL_GROW, has = fcntl(fd, F_GET_SEALS);
+	const int flags = fcntl(fd, F_GETFL);
+	struct kvg_shm_replicas h;
+	struct stat st;
+	void *map;
+	int r;
+
+	*t = (struct replica_table){.fd = -1, .read_fd = -1};
+	if (flags < 0 || (flags & O_ACCMODE) != O_RDWR || has < 0 || (has & seals) != seals ||
+		fstat(fd, &st) < 0 || pread(fd, &h, sizeof(h), 0) != sizeof(h))
+		return -EBADMSG;
+	if (memcmp(h.magic, KVG_REPLICAS_MAGIC, sizeof(h.magic)) || h.crc != replicas_crc(&h) ||
+		h.version != KVG_SHM_VERSION || h.entry_bytes != sizeof(struct kvg_shm_replica) ||
+		h.n_slots != index_slots(x) || h.entries_off != ENTRIES_OFF ||
+		h.total_bytes != (uint64_t)st.st_size ||
+		h.n_slots > (h.total_bytes - ENTRIES_OFF) / sizeof(struct kvg_shm_replica) ||
+		memcmp(h.instance, index_instance(x), sizeof(h.instance)) ||
+		memcmp(h.device, device, sizeof(h.device)))
+		return -EBADMSG;
+	r = memfd_read_only(fd, &t->read_fd);
+	if (r < 0)
+		return r;
+	map = mmap(NULL, h.total_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+	if (map == MAP_FAILED)
+		return -errno;
+	t->fd = fd;
+	t->n_slots = h.n_slots;
+	t->bytes = h.total_bytes;
+	t->head = map;
+	t->entries = (struct kvg_shm_replica *)((uint8_t *)map + ENTRIES_OFF);
 	return 0;
 }
 

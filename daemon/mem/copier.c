@@ -569,6 +569,7 @@ void copier_stat(const struct copier *c, struct copier_stat *ret)
 {
 	*ret = (struct copier_stat){
 		.pid = c->pid,
+		.pidfd = c->pidfd,
 		.ready = c->state == READY,
 		.starts = c->starts,
 		.jobs = c->queue.n + c->sent.n,

@@ -57,6 +57,7 @@ void copier_sweep(struct copier *c);
 
 struct copier_stat {
 	pid_t pid;             /* 0: no mover is there */
+	int pidfd;             /* borrowed; -1 */
 	bool ready;            /* it has its device */
 	uint64_t starts, jobs; /* movers so far; jobs that wait or are on their way */
 	char why[COPIER_TEXT]; /* the last one ended, or did not come up; "" while one is ready */

@@ -125,8 +125,8 @@ def index():
 
 
 def replicas():
-    head = b"KVGREPLI" + struct.pack("<IIQQQ", 2, 256, 1024, 4096, 266240) + bytes(range(16)) + bytes(range(200, 216)) + bytes(4)
-    return head + struct.pack("<I", crc32c(head))
+    head = b"KVGREPLI" + struct.pack("<IIQQQ", 2, 256, 1024, 4096, 266240) + bytes(range(16)) + bytes(range(200, 216))
+    return head + struct.pack("<II", crc32c(head), 9)
 
 
 def replica():

@@ -234,6 +234,51 @@ static void test_kills(void **state)
 	daemon_cleanup(&d);
 }
 
+/* Killed under its keeper, with copies on their way: what was there is there, at the same addresses, and it goes on. */
+static void test_restart(void **state)
+{
+	static const char *const keeper[] = {"--keeper", NULL};
+	struct kvg_options o = KVG_OPTIONS_INIT(kvg_options);
+	struct kvg_device_options device = {.size = sizeof(device), .library = library()};
+	struct kvg_device_plane before[KVG_PLANES_MAX], after[KVG_PLANES_MAX];
+	struct kvg_acquired got[BLOCKS];
+	struct kvg_pin pin[BLOCKS];
+	struct user u;
+
+	(void)state;
+	daemon_spawn(&d, configured("0", "16MiB"), keeper);
+	assert_true(daemon_wait_ready(&d));
+	o.socket = d.socket;
+	o.resume_ms = 20000;
+	assert_int_equal(kvg_open(&o, &u.c), 0);
+	u.l = model_register(u.c, &model_deep);
+	assert_int_equal(chain_put(u.c, u.l, &model_deep, 1, BLOCKS, u.key), KVG_CODE_OK);
+	assert_int_equal(kvg_device_open(u.c, &device, &u.device), 0);
+	assert_int_equal(kvg_prefix_pin(u.l, u.key, BLOCKS, 1, pin), BLOCKS);
+	assert_int_equal(
+		kvg_device_acquire(u.device, u.l, u.key, BLOCKS / 2, 0, 1, 1, got), BLOCKS / 2);
+	assert_true(kvg_device_planes(u.device, u.l, &pin[0], before) > 0);
+	for (unsigned life = 0; life < 5; life++) {
+		kvg_device_prefetch(u.device, u.l, u.key, BLOCKS, 1);
+		usleep(life * 700);
+		kill(daemon_serving(&d), SIGKILL);
+		while (kvg_resume(u.c) < 0)
+			usleep(10000);
+		assert_true(kvg_device_planes(u.device, u.l, &pin[0], after) > 0);
+		assert_true(after[0].k == before[0].k && after[0].payload == before[0].payload);
+		for (unsigned i = 0; i < BLOCKS / 2; i++)
+			assert_int_equal(compare(&u, &pin[i]), pin[i].held);
+		for (unsigned i = BLOCKS / 2; i < BLOCKS; i++)
+			compare(&u, &pin[i]);
+	}
+	assert_int_equal(kvg_device_acquire(u.device, u.l, u.key, BLOCKS, 0, 1, 1, got), BLOCKS);
+	for (unsigned i = 0; i < BLOCKS; i++)
+		assert_int_equal(compare(&u, &pin[i]), pin[i].held);
+	user_fini(&u);
+	assert_int_equal(daemon_stop(&d), 0);
+	daemon_cleanup(&d);
+}
+
 /* A daemon without any says so, and why, and serves. */
 static void test_none(void **state)
 {
@@ -270,6 +315,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_read),
 		cmocka_unit_test(test_kills),
+		cmocka_unit_test(test_restart),
 		cmocka_unit_test(test_none),
 	};
 

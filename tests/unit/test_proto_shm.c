@@ -152,6 +152,7 @@ static void test_replicas(void **state)
 		h.instance[i] = (uint8_t)i;
 		h.device[i] = (uint8_t)(200 + i);
 	}
+	h.last_segment = 9;
 	h.crc = replicas_crc(&h);
 	expect_golden("shm.replicas", &h, sizeof(h));
 	for (uint32_t p = 0; p < 2; p++) {
