@@ -172,6 +172,9 @@ static void test_read(void **state)
 	for (unsigned i = 0; i < BLOCKS; i++)
 		assert_int_equal(compare(&u, &pin[i]), pin[i].held);
 	release(&u, got, BLOCKS);
+	pin[1].held = 1; /* as if the others had been on their way out when it was pinned */
+	assert_int_equal(compare(&u, &pin[1]), 1);
+	pin[1].held = pin[0].held;
 	us = now_us();
 	for (unsigned i = 0; i < 1000 * BLOCKS; i++)
 		assert_true(kvg_device_planes(u.device, u.l, &pin[i % BLOCKS], planes) > 0);
