@@ -40,7 +40,7 @@ struct allocation {
 };
 
 static struct CUctx_st contexts[16];
-static __thread CUcontext current;
+static CUcontext current; /* of every thread: nobody here has two */
 
 static long setting(const char *name, long otherwise)
 {
@@ -79,7 +79,7 @@ CUresult cuDriverGetVersion(int *version)
 
 CUresult cuGetErrorName(CUresult error, const char **name)
 {
-	static __thread char text[32];
+	static char text[32];
 
 	snprintf(text, sizeof(text), "FAKE_ERROR_%d", (int)error);
 	*name = text;

@@ -212,7 +212,9 @@ static void test_kills(void **state)
 		kvg_device_prefetch(u.device, u.l, &u.key[i], 1, (float)(rand_r(&seed) % 4) / 3);
 		if (rand_r(&seed) % 4 == 0) {
 			assert_int_equal(kvg_devices(u.c, note, &e, why, sizeof(why)), 0);
-			if (e.mover && e.starts != killed && rand_r(&seed) % 8 == 0) {
+			/* one that only starts now and then: the pause before the next doubles with each */
+			if (e.mover && e.starts != killed &&
+				rand_r(&seed) % (e.ready ? 60 : 2000) == 0) {
 				killed = e.starts;
 				kills += kill((pid_t)e.mover, SIGKILL) == 0;
 			}
