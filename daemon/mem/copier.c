@@ -36,6 +36,7 @@
 
 #define PAUSE_MIN_NS 100000000ull /* the first, unless the longest is shorter */
 #define PAUSE_MAX_NS 10000000000ull
+#define SILENCE_NS   30000000000ull /* far beyond what a driver takes to start, or a job */
 #define STARTS_VAIN  3
 #define JOB_TRIES    5
 #define SENT_BYTES                                                                                 \
@@ -69,6 +70,7 @@ struct copier {
 	struct loop_source *on_sock, *on_death;
 	struct loop_timer *again;
 	struct loop_work fail;
+	uint64_t heard_ns; /* when it last said something, or came to owe it */
 	uint64_t pause_ns, starts, last_job, sent_bytes;
 	unsigned vain;                      /* starts in a row without a READY */
 	bool failing;                       /* `fail` is posted */
@@ -233,11 +235,23 @@ static int introduce(struct copier *c, uint8_t tier, uint32_t id)
 	return r;
 }
 
+/* Its end is told as any other. */
+static void check_silence(struct copier *c)
+{
+	if (!c->pid || (c->state == READY && !c->sent.n) ||
+		loop_now_ns() - c->heard_ns < c->o.silence_ns)
+		return;
+	snprintf(c->why, sizeof(c->why), "kvgate-mover did not answer any more");
+	c->heard_ns = loop_now_ns();
+	kill(c->pid, SIGKILL);
+}
+
 void copier_sweep(struct copier *c)
 {
 	struct mover_forget m = {.head = {MOVER_VERSION, MOVER_FORGET}};
 	struct pool_segment s;
 
+	check_silence(c);
 	for (unsigned i = 0; i < SWEEP_MAX && c->state == READY && c->n_known; i++) {
 		struct known *k;
 
@@ -297,6 +311,8 @@ static void pump(struct copier *c)
 			lose(c, j, r);
 			continue;
 		}
+		if (!c->sent.n)
+			c->heard_ns = loop_now_ns();
 		queue_add(&c->sent, j);
 		c->sent_bytes += j->bytes;
 	}
@@ -353,6 +369,7 @@ static bool hear(struct copier *c)
 	static union mover_message m;
 	const ssize_t n = recv(c->sock, &m, sizeof(m), MSG_DONTWAIT);
 
+	c->heard_ns = loop_now_ns();
 	if (n < (ssize_t)sizeof(m.head) || m.head.version != MOVER_VERSION)
 		return false;
 	if (m.head.kind == MOVER_DONE && n == sizeof(m.done))
@@ -498,6 +515,7 @@ static void spawn(void *userdata)
 	c->why[0] = '\0';
 	if (r == 0) {
 		c->state = STARTING;
+		c->heard_ns = loop_now_ns();
 		if (c->o.process)
 			c->o.process(c->o.userdata, c->pidfd);
 		return;
@@ -520,6 +538,7 @@ int copier_new(const struct copier_options *o, struct copier **ret)
 		return -ENOMEM;
 	c->o = *o;
 	c->sock = c->pidfd = -1;
+	c->o.silence_ns = o->silence_ns ? o->silence_ns : SILENCE_NS;
 	c->o.pause_ns = o->pause_ns ? o->pause_ns : PAUSE_MAX_NS;
 	c->pause_ns = shorter(PAUSE_MIN_NS, c->o.pause_ns);
 	c->fail.fn = fail_all;

@@ -24,6 +24,8 @@ struct copier_options {
 	const char *program, *library; /* borrowed */
 	int ordinal;
 	uint64_t pause_ns; /* the longest between two starts; 0: ten seconds */
+	uint64_t
+		silence_ns; /* a mover that owes something says nothing for so long: it is killed; 0: half a minute */
 	/* What is behind an id, borrowed for the call. -ENOENT: nothing any more. `filled`: it was zeroed. */
 	int (*segment)(void *userdata, uint8_t tier, uint32_t id, struct pool_segment *ret);
 	void (*filled)(void *userdata, uint8_t tier, uint32_t id);
@@ -52,7 +54,10 @@ int copier_new(const struct copier_options *o, struct copier **ret);
 /* The mover is gone afterwards; no done() is called. */
 struct copier *copier_free(struct copier *c);
 void copier_start(struct copier *c, struct copier_job *j);
-/* What the mover has of segments that are no more is taken from it, a bounded amount; now and then. */
+/*
+ * Now and then: what the mover has of segments that are no more is taken from it, a bounded amount; and one that a driver does
+ * not let go on makes way for another.
+ */
 void copier_sweep(struct copier *c);
 
 struct copier_stat {

@@ -28,6 +28,7 @@ static struct gpu_driver *driver;
 static struct pool *host, *device;
 static struct pool_tenant *host_t, *device_t;
 static unsigned filled;
+static uint64_t silence_ns;
 
 static int segment(void *userdata, uint8_t tier, uint32_t id, struct pool_segment *ret)
 {
@@ -50,6 +51,7 @@ static struct copier *start(const char *program)
 		.library = FAKE_CUDA,
 		.ordinal = 0,
 		.pause_ns = 20000000,
+		.silence_ns = silence_ns,
 		.segment = segment,
 		.filled = on_filled};
 	struct copier *c;
@@ -324,6 +326,34 @@ static void test_lost(void **state)
 	work_fini(&w);
 }
 
+/* A driver that does not come back: the mover goes, and with the last of these tries the job. */
+static void test_hangs(void **state)
+{
+	const uint64_t end = loop_now_ns() + 20000000000ull;
+	struct copier *c;
+	struct copier_stat s;
+	struct work w;
+
+	(void)state;
+	setenv("KVGATE_FAKE_CUDA_SLOW", "900000", 1);
+	silence_ns = 200000000;
+	c = start(KVG_BINARY_DIR "/gpu/kvgate-mover");
+	work_init(&w, 2, 7);
+	copier_start(c, &w.job);
+	while (!w.ended) {
+		assert_true(loop_now_ns() < end);
+		loop_run_once(loop, 20);
+		copier_sweep(c);
+	}
+	assert_int_equal(w.error, -EIO);
+	copier_stat(c, &s);
+	assert_true(s.starts >= 5 && strstr(s.why, "did not answer"));
+	unsetenv("KVGATE_FAKE_CUDA_SLOW");
+	silence_ns = 0;
+	copier_free(c);
+	work_fini(&w);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -331,6 +361,7 @@ int main(void)
 		cmocka_unit_test(test_fresh),
 		cmocka_unit_test(test_none),
 		cmocka_unit_test(test_lost),
+		cmocka_unit_test(test_hangs),
 		cmocka_unit_test(test_kills),
 	};
 

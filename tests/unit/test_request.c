@@ -477,6 +477,42 @@ static void test_events(void **state)
 	client_hangup(&w);
 }
 
+/* Where there is no GPU every request that names one says so, and nothing else changes. */
+static void test_no_device(void **state)
+{
+	REQUEST(d, device, Device, DEVICE, DEVICE);
+	REQUEST(map, map_segments, MapSegments, MAP_SEGMENTS, MAP_SEGMENTS);
+	REQUEST(get, acquire, Acquire, ACQUIRE, ACQUIRE);
+	REQUEST(want, prefetch, Prefetch, PREFETCH, PREFETCH);
+	REQUEST(stat, stat, Stat, STAT, STAT);
+	ProtobufCBinaryData keys[1];
+	uint8_t bytes[KVG_KEY_BYTES], uuid[17] = {1};
+	struct answer a;
+
+	(void)state;
+	client_put(&c, layout, 1);
+	keys[0] = key_of(bytes, 1);
+	d_body.uuid = (ProtobufCBinaryData){.len = 17, .data = uuid};
+	assert_int_equal(client_code(&c, &d), KVG_CODE_BAD_ARGUMENT);
+	d_body.uuid.len = 16;
+	client_ask(&c, &d, &a);
+	assert_int_equal(a.m->code, KVG_CODE_NOT_FOUND);
+	assert_non_null(strstr(a.m->error, "gpu_devices"));
+	answer_free(&a);
+	map_body.device = 1;
+	assert_int_equal(client_code(&c, &map), KVG_CODE_NOT_FOUND);
+	get_body.layout = want_body.layout = layout;
+	get_body.keys = want_body.keys = keys;
+	get_body.n_keys = want_body.n_keys = 1;
+	get_body.device = want_body.device = UINT32_MAX;
+	assert_int_equal(client_code(&c, &get), KVG_CODE_NOT_FOUND);
+	assert_int_equal(client_code(&c, &want), KVG_CODE_NOT_FOUND);
+	client_ask(&c, &stat, &a);
+	assert_int_equal(a.m->stat->n_devices, 0);
+	assert_string_equal(a.m->stat->no_device, "");
+	answer_free(&a);
+}
+
 /* What would bring a descriptor is not for a session that gets none. */
 static void test_control_gets_no_fds(void **state)
 {
@@ -512,6 +548,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_inspect_and_segments, start, stop),
 		cmocka_unit_test_setup_teardown(test_policy, start, stop),
 		cmocka_unit_test_setup_teardown(test_events, start, stop),
+		cmocka_unit_test_setup_teardown(test_no_device, start, stop),
 		cmocka_unit_test_setup_teardown(test_control_gets_no_fds, start, stop),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
