@@ -89,6 +89,7 @@ int cache_check(struct cache *c)
 		HOLDS(&s, s.blocks == t->n_blocks && slots == s.blocks);
 		HOLDS(&s, s.pages == t->used);
 		HOLDS(&s, index_check(t->index) == 0);
+		HOLDS(&s, replicas_agree(t));
 		pool_tenant_stat(t->pool, &st);
 		HOLDS(&s,
 			t->reserved ||

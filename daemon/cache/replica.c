@@ -21,6 +21,7 @@
 
 #include "daemon/cache/evictor.h"
 #include "daemon/cache/replica_private.h"
+#include "proto/plane.h"
 
 #define COPYING_SHARE 4 /* of a device, 1 / this may be on its way */
 #define ROOM_ROUNDS   8 /* for one plane */
@@ -202,6 +203,49 @@ void replicas_leave(struct cache_tenant *t)
 {
 	while (t->replicas)
 		replica_set_free(t->replicas);
+}
+
+static bool agrees(const struct replica *r)
+{
+	const struct block *b = r->block;
+	const struct kvg_shm_replica *e = &r->set->table.entries[b->handle.slot];
+	const uint8_t shown = r->there & (uint8_t)~r->hidden;
+
+	for (uint32_t p = 0; p < b->n_planes; p++) {
+		const struct kvg_shm_plane_ref *ref = &e->plane[p];
+		const struct extent *x = &r->extent[p];
+
+		if (!x->pages != !((r->there | r->coming) >> p & 1))
+			return false;
+		if (shown >> p & 1 &&
+			(ref->segment != x->segment || ref->page != x->page ||
+				ref->bytes != b->plane[p].bytes ||
+				ref->check != plane_ref_check(ref, p, b->handle.gen)))
+			return false;
+	}
+	return replica_of(r->set, b) == r && b->replicas >> r->set->device->number & 1 &&
+		!(r->there & r->coming) && !(r->there & ~b->held) && !(r->hidden & ~r->there) &&
+		!(r->coming && !b->uses) &&
+		e->word == (shown ? kvg_word(b->handle.gen, 1, 0, shown) : 0);
+}
+
+bool replicas_agree(const struct cache_tenant *t)
+{
+	for (const struct replica_set *s = t->replicas; s; s = s->next) {
+		uint64_t used = 0;
+		struct pool_stat st;
+
+		for (const struct replica *r = s->first; r; r = r->next) {
+			if (!agrees(r))
+				return false;
+			for (uint32_t p = 0; p < r->block->n_planes; p++)
+				used += extent_bytes(&r->extent[p]);
+		}
+		pool_tenant_stat(s->pool, &st);
+		if (used != s->used || used != st.used)
+			return false;
+	}
+	return true;
 }
 
 void replicas_tick(struct cache_tenant *t)

@@ -7,6 +7,7 @@
 #ifndef KVGATE_DAEMON_CACHE_REPLICA_H
 #define KVGATE_DAEMON_CACHE_REPLICA_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "daemon/mem/tier_gpu.h"
@@ -47,6 +48,8 @@ int replicas_adopt(struct cache_tenant *t, const struct cache_pinned *pinned);
 void replicas_drop(struct block *b, uint8_t planes);
 /* The tenant goes; what is kept of it stays for the next daemon. */
 void replicas_leave(struct cache_tenant *t);
+/* Every fact that is kept twice; for tests. */
+bool replicas_agree(const struct cache_tenant *t);
 void replicas_tick(struct cache_tenant *t);
 
 #endif

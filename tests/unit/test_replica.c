@@ -297,6 +297,43 @@ static void test_tenants(void **state)
 	assert_int_equal(cache_check(f.cache), 0);
 }
 
+/* Each device has its own: what goes from one stays on the other, and what goes on the host goes from both. */
+static void test_two(void **state)
+{
+	struct cache_device_info info[2];
+	struct cache_purge_result r;
+	struct kvg_handle h;
+	struct kvg_key key;
+	int fd;
+
+	(void)state;
+	setenv("KVGATE_FAKE_CUDA_DEVICES", "2", 1);
+	configure("all", 4 * MIB);
+	fixture_start(&f);
+	open_device(f.tenant);
+	assert_int_equal(cache_device_open(f.tenant, 1, &fd), 0);
+	assert_int_not_equal(fd, table_fd);
+	assert_true(
+		cache_device_get(f.cache, 0, &info[0]) && cache_device_get(f.cache, 1, &info[1]));
+	assert_memory_not_equal(info[0].uuid, info[1].uuid, 16);
+	assert_int_equal(put_block(&f, f.layout, 1, NULL, &key), KVG_CODE_OK);
+	h = handle_of(&key);
+	for (unsigned i = 0; i < 2; i++)
+		assert_int_equal(cache_replicate(f.tenant, h, i, 1, NULL), 0xf);
+	for (unsigned i = 0; i < 2; i++)
+		while (cache_replicas(f.tenant, h, i) != 0xf)
+			loop_run_once(f.loop, 100);
+	assert_int_equal(read_device(f.tenant, 1, h), 0xf);
+	assert_int_equal(cache_check(f.cache), 0);
+	cache_purge(f.tenant, f.layout->id, &key, 1, &r);
+	assert_true(cache_replicas(f.tenant, h, 0) == 1 && cache_replicas(f.tenant, h, 1) == 1);
+	cache_purge(f.tenant, f.layout->id, &key, 0, &r);
+	assert_int_equal(r.blocks, 1);
+	assert_int_equal(cache_check(f.cache), 0);
+	fixture_stop(&f);
+	unsetenv("KVGATE_FAKE_CUDA_DEVICES");
+}
+
 /* Movers are killed at any moment: no block is lost, no byte is wrong, and what is said to be there is there. */
 static void test_kills(void **state)
 {
@@ -381,6 +418,7 @@ int main(void)
 		FIXTURE_TEST_WITH(test_all_pinned, setup),
 		FIXTURE_TEST_WITH(test_tenants, setup),
 		FIXTURE_TEST_WITH(test_kills, setup),
+		cmocka_unit_test(test_two),
 		cmocka_unit_test(test_none),
 	};
 
