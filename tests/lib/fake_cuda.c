@@ -410,6 +410,19 @@ CUresult cuModuleGetFunction(CUfunction *ret, CUmodule module, const char *name)
 	return CUDA_SUCCESS;
 }
 
+CUresult cuFuncSetAttribute(CUfunction f, CUfunction_attribute what, int value)
+{
+	(void)f, (void)what, (void)value;
+	return CUDA_SUCCESS;
+}
+
+CUresult cuFuncGetAttribute(int *value, CUfunction_attribute what, CUfunction f)
+{
+	(void)f, (void)what;
+	*value = 80; /* of the architecture that the code is for, which has no engine for bulk */
+	return CUDA_SUCCESS;
+}
+
 CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
 	unsigned by, unsigned bz, unsigned shared, CUstream stream, void **parameters, void **extra)
 {
