@@ -133,7 +133,10 @@ static double allowed(const struct run *r, enum gate_arithmetic arithmetic, doub
 			return 0;
 		return (arithmetic == GATE_EXACT ? 1.0 / 128 : 1e-5) * fabs(wanted) + 1e-4;
 	case GATE_KVZAP_MLP:
-		return 1.0 / 64 * fabs(wanted) + 4e-3;
+		if (arithmetic == GATE_EXACT)
+			return 1.0 / 64 * fabs(wanted) + 4e-3;
+		/* 512 terms of about .13 by factors that were rounded to bf16 here alone: .0033 is one deviation of that */
+		return 4e-3 * fabs(wanted) + 6 * .0033;
 	}
 	return 0;
 }
@@ -207,8 +210,7 @@ static void test_shape(struct rig *rig, const struct shape *s, bool exact_number
 	r.got = malloc(scores * sizeof(float));
 	r.wanted = malloc(scores * sizeof(float));
 	for (enum gate_arithmetic a = GATE_EXACT; a <= GATE_FAST; a++) {
-		/* an MLP's first matrix gives bf16 there in either arithmetic, as here in the exact one */
-		score_on_cpu(&r, s->kind == GATE_KVZAP_MLP ? GATE_EXACT : a);
+		score_on_cpu(&r, a);
 		for (enum gpu_gate_path p = GPU_GATE_MMA; p <= GPU_GATE_WGMMA; p++) {
 			snprintf(label, sizeof(label),
 				"%s L %u H %u G %u D %u S %u mlp %u, %u tokens, %s, %s%s",
