@@ -204,7 +204,10 @@ static void on_synced(struct disk_sync *s)
 
 static void finish_below(struct cache *c, struct cache_purge *p)
 {
-	if (!c->disk || p->reason != EVICT_REQUEST || !p->sum.planes) {
+	struct disk_tenant *below = p->reason == EVICT_REQUEST ? p->tenant->disk : NULL;
+
+	/* copies that were forgotten under pressure, of what went now or long ago */
+	if (!below || !(disk_erase_forgotten(below) | (p->sum.planes > 0))) {
 		finish(p);
 		return;
 	}

@@ -401,6 +401,36 @@ void disk_erase(struct disk *d, struct disk_place p)
 	forget(d, p, true);
 }
 
+/* true: there were some. */
+static bool erase_forgotten(struct disk_segment *s)
+{
+	bool any = false;
+
+	s->forgetful = false;
+	for (uint32_t i = 0; i < s->n_items; i++)
+		if (s->items[i].flags & ITEM_FORGOTTEN && !item_flags(&s->items[i])) {
+			edit_erase(s, i, NULL);
+			any = true;
+		}
+	return any;
+}
+
+bool disk_erase_forgotten(struct disk_tenant *t)
+{
+	struct disk *d = t->disk;
+	bool any = false;
+
+	loop_assert_owner(d->o.loop);
+	for (unsigned n = 0; n < d->n_devices; n++)
+		for (uint32_t k = 0; k < d->devices[n]->super.n_segments; k++) {
+			struct disk_segment *s = &d->devices[n]->segments[k];
+
+			if (s->tenant == t && s->forgetful && s->state != SEGMENT_FREEING)
+				any |= erase_forgotten(s);
+		}
+	return any;
+}
+
 void disk_stat(const struct disk *d, struct disk_stat *ret)
 {
 	*ret = d->stat;

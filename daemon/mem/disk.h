@@ -148,6 +148,11 @@ void disk_load(struct disk *d, struct disk_load *l);
 void disk_forget(struct disk *d, struct disk_place p);
 /* The same for good: no restart finds it again, once disk_sync() is done. */
 void disk_erase(struct disk *d, struct disk_place p);
+/*
+ * The same of all his planes that places do not name any more: those that were forgotten, and those that nobody took when they were
+ * found. Who erases a plane for good has to, for an older copy of it may be among them. true: there were some.
+ */
+bool disk_erase_forgotten(struct disk_tenant *t);
 
 /*
  * done when everything that was stored, and erased, before is durable. After an error a restart may find again what was erased, and

@@ -206,6 +206,8 @@ static void tell_one(struct clean *c, struct move *m)
 	} else {
 		if (it->flags & ITEM_ERASED)
 			edit_erase(to, m->store.place.item, c->epoch);
+		else
+			item_forget(to, m->store.place.item);
 		segment_try_free(to);
 	}
 	free(m);

@@ -292,6 +292,8 @@ static void tell_plane(const struct disk_found *f, void *owner, const struct ref
 	item = f->plane(f->userdata, owner, &rec, item_place(s, at->item));
 	if (item)
 		item_adopt(s, at->item, item);
+	else
+		item_forget(s, at->item);
 }
 
 /* Those that do not hold are made void, or they would be found when the better one is gone. */

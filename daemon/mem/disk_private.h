@@ -51,6 +51,7 @@ enum item_flag {
 	ITEM_TODO_SUMMARY = 16, /* in the summary */
 	ITEM_MOVING = 32,       /* cleaning keeps it */
 	ITEM_MOVED = 64,        /* and it has another place now */
+	ITEM_FORGOTTEN = 128,   /* nobody's, and a start would find it, unless it is erased or moved */
 };
 
 /* One record of a segment, in the order they were written. */
@@ -101,6 +102,7 @@ struct disk_segment {
 	struct open_part *open;
 	bool class; /* 1: of what was moved */
 	bool cleaning, editing, edit_queued;
+	bool forgetful; /* it may have ITEM_FORGOTTEN */
 	bool again; /* a record could not be changed, or all of it not be freed: the next sync tries again */
 	bool listed; /* in disk.filling */
 	struct disk_segment *next_filling;
@@ -206,6 +208,7 @@ void segment_free_for(
 void segment_clear(struct disk_segment *s);       /* its memory */
 void item_adopt(struct disk_segment *s, uint32_t i, void *item); /* it is live, and the owner's */
 void item_drop(struct disk_segment *s, uint32_t i);              /* a live one is not any more */
+void item_forget(struct disk_segment *s, uint32_t i);            /* ITEM_FORGOTTEN */
 struct disk_segment *segment_at(struct disk *d, struct disk_place p); /* NULL: it names nothing */
 
 /* What has to stand in its record. */

@@ -129,12 +129,19 @@ void item_adopt(struct disk_segment *s, uint32_t i, void *item)
 	s->dev->disk->stat.live += it->bytes;
 }
 
+void item_forget(struct disk_segment *s, uint32_t i)
+{
+	s->items[i].flags |= ITEM_FORGOTTEN;
+	s->forgetful = true;
+}
+
 void item_drop(struct disk_segment *s, uint32_t i)
 {
 	struct disk_item *it = &s->items[i];
 
 	assert(it->flags & ITEM_LIVE && s->live);
 	it->flags &= (uint8_t)~ITEM_LIVE;
+	item_forget(s, i);
 	s->live--;
 	s->live_bytes -= (uint64_t)fmt_pages(it->bytes) * DISK_PAGE;
 	s->tenant->used -= it->bytes;

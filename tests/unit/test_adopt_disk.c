@@ -299,19 +299,25 @@ static void test_drained_then_cold(void **state)
 
 /* ---- a parent that is kept, and a child that the disk alone knows ---- */
 
+/* As pressure does. */
+static void forget_block(unsigned seed)
+{
+	struct block *b = block_find(f.tenant, f.layout->id, &key[seed]);
+
+	assert(block_below(b) == b->planes);
+	if (b->mapped)
+		policy_remove(f.tenant->policy, &b->node, false);
+	index_set_planes(f.tenant->index, b->handle.slot, 0, 0);
+	if (b->parent)
+		b->parent->n_children--;
+	block_free(b, false);
+}
+
 static void put_and_forget_leaves(void *unused)
 {
 	put_and_drain(unused);
-	for (unsigned i = CHAIN - 1; i < SEEDS; i += CHAIN) {
-		struct block *b = block_find(f.tenant, f.layout->id, &key[i]);
-
-		assert(block_below(b) == b->planes);
-		if (b->mapped)
-			policy_remove(f.tenant->policy, &b->node, false);
-		index_set_planes(f.tenant->index, b->handle.slot, 0, 0);
-		b->parent->n_children--;
-		block_free(b, false);
-	}
+	for (unsigned i = CHAIN - 1; i < SEEDS; i += CHAIN)
+		forget_block(i);
 	assert(cache_check(f.cache) == 0);
 }
 
@@ -365,6 +371,21 @@ static void put_and_purge(void *unused)
 		assert(loop_run_once(f.loop, 20) == 0);
 }
 
+/* Of all that pressure took, a part is put again; then everything is purged. */
+static void forget_and_purge(void *again)
+{
+	bool done = false;
+
+	put_and_drain(NULL);
+	for (unsigned i = SEEDS; i-- > 0;)
+		forget_block(i);
+	for (unsigned i = CHAIN - 1; *(bool *)again && i < SEEDS / 4; i += CHAIN)
+		put_chain(i);
+	assert(cache_purge_start(f.tenant, &(struct cache_purge_request){0}, purged, &done) == 0);
+	while (!done)
+		assert(loop_run_once(f.loop, 20) == 0);
+}
+
 static void nothing_is_there(void *unused)
 {
 	(void)unused;
@@ -380,6 +401,11 @@ static void test_purged_then_killed(void **state)
 		live(put_and_purge, NULL);
 		if (i / 2)
 			drop_all();
+		live(nothing_is_there, NULL);
+		drop_all();
+		format();
+		live(forget_and_purge, &(bool){i % 2});
+		drop_all();
 		live(nothing_is_there, NULL);
 		drop_all();
 	}

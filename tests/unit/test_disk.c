@@ -116,6 +116,38 @@ static void test_again(void **state)
 	fix_free(&f);
 }
 
+/* An older copy that was forgotten does not come back when the newer one, erased, has left the disk with all of its segment. */
+static void test_forgotten(void **state)
+{
+	(void)state;
+	for (unsigned erase = 0; erase < 2; erase++) {
+		fix_new(&f, 1, 16);
+		fix_open(&f);
+		put_all(0, 4, 1, 5000);
+		disk_forget(f.d, f.plane[0].at);
+		disk_forget(f.d, f.plane[1].at);
+		fix_close(&f); /* its segment is closed, and holds 2 and 3 */
+		fix_open(&f);
+		assert_true(f.plane[0].there && f.plane[1].there);
+		disk_forget(f.d, f.plane[0].at);
+		disk_forget(f.d, f.plane[1].at);
+		put_all(0, 2, 1, 5000);
+		disk_erase(f.d, f.plane[0].at);
+		disk_erase(f.d, f.plane[1].at);
+		if (erase) {
+			assert_true(disk_erase_forgotten(f.tenant[0]));
+			assert_false(disk_erase_forgotten(f.tenant[0]));
+		}
+		assert_int_equal(fix_sync(&f), 0);
+		fix_close(&f); /* nothing is in the newer segment: it is freed */
+		fix_open(&f);
+		assert_int_equal(f.plane[0].there, !erase);
+		assert_int_equal(f.plane[1].there, !erase);
+		assert_true(f.plane[2].there && f.plane[3].there);
+		fix_free(&f);
+	}
+}
+
 static off_t where(struct disk_place at)
 {
 	const struct disk_segment *s = segment_at(f.d, at);
@@ -389,6 +421,7 @@ int main(void)
 		cmocka_unit_test(test_store_load),
 		cmocka_unit_test(test_erase),
 		cmocka_unit_test(test_again),
+		cmocka_unit_test(test_forgotten),
 		cmocka_unit_test(test_half_written),
 		cmocka_unit_test(test_clean),
 		cmocka_unit_test(test_full),
