@@ -51,7 +51,8 @@ enum item_flag {
 	ITEM_TODO_SUMMARY = 16, /* in the summary */
 	ITEM_MOVING = 32,       /* cleaning keeps it */
 	ITEM_MOVED = 64,        /* and it has another place now */
-	ITEM_FORGOTTEN = 128,   /* nobody's, and a start would find it, unless it is erased or moved */
+	ITEM_FORGOTTEN =
+		128, /* nobody's, and a start would find it, unless it is erased or moved */
 };
 
 /* One record of a segment, in the order they were written. */
