@@ -128,7 +128,9 @@ void pool_adoption_find(const struct pool_adoption *a, struct extent *e)
 	const struct segment *s = find(a, e->segment)->segment;
 
 	e->tier = s->tier->tier;
-	e->addr = (uint8_t *)s->memory.addr + ((uint64_t)e->page << e->page_shift);
+	e->addr = NULL;
+	if (s->memory.addr)
+		e->addr = (uint8_t *)s->memory.addr + ((uint64_t)e->page << e->page_shift);
 }
 
 int pool_adoption_fd(const struct pool_adoption *a, uint32_t id)
